@@ -1,0 +1,1 @@
+"""Networks: plain perceptrons, populations of heads, critics."""
