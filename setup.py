@@ -10,7 +10,7 @@ PACKAGE = tomllib.loads((ROOT / "extension.toml").read_text())["package"]
 
 EXPORT = ["onnx", "onnxscript", "onnxruntime"]
 VIZ = ["matplotlib", "imageio", "imageio-ffmpeg", "pillow", "tensorboard"]
-DEV = ["pytest", "pytest-timeout", "pytest-xdist", "ruff", "pyright", "pre-commit", "build"]
+DEV = ["pytest", "pytest-timeout", "pytest-xdist", "ruff", "pyright[nodejs]", "pre-commit", "build"]
 
 setup(
     name=PACKAGE["name"],

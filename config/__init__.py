@@ -1,0 +1,1 @@
+"""Presets: values only; the schemas are the dataclasses beside the classes they configure."""
