@@ -1,0 +1,1 @@
+"""Portfolio bundles, their manifests and the folders of runs."""

@@ -1,0 +1,96 @@
+"""Say whether a bundle fits an env, and if not, what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from myriad_lab.errors import CheckpointError
+from myriad_lab.portfolio.atomic import plain_json
+from myriad_lab.portfolio.manifest import Manifest
+
+
+class Spec(Protocol):
+    """What is needed of an ``EnvSpec``."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the specification as plain containers."""
+        ...
+
+
+def check_resume(manifest: Manifest, spec: Spec | Mapping[str, Any], num_policies: int, task: str) -> None:
+    """Make sure that training can go on: same task, same specs, same number of heads.
+
+    Raises:
+        CheckpointError: With every difference in its message.
+    """
+    lines = []
+    if manifest.task != task:
+        lines.append(f"task: {manifest.task} in the bundle, {task} asked for")
+    if manifest.num_policies != num_policies:
+        lines.append(f"num_policies: {manifest.num_policies} in the bundle, {num_policies} asked for")
+    lines += differences(_plain(manifest.spec), _plain(spec))
+    _refuse("cannot resume from this bundle", lines, "Resume with the settings it was made with, or seed from it.")
+
+
+def check_seed(manifest: Manifest, spec: Spec | Mapping[str, Any]) -> None:
+    """Make sure that the policies can act in an env: same policy observation terms, same action spec, nothing else.
+
+    Raises:
+        CheckpointError: With every difference in its message.
+    """
+    ours, theirs = (_seeding_part(s) for s in (_plain(manifest.spec), _plain(spec)))
+    lines = differences(ours, theirs)
+    _refuse("the policies of this bundle do not fit the env", lines, "Choose a task with the same robot.")
+
+
+def differences(bundle: Any, env: Any, where: str = "") -> list[str]:
+    """Return one line for each place where two trees of JSON containers differ."""
+    if isinstance(bundle, dict) and isinstance(env, dict):
+        lines = []
+        for key in sorted(bundle.keys() | env.keys()):
+            name = f"{where}.{key}" if where else key
+            if key not in env:
+                lines.append(f"{name}: {_show(bundle[key])} in the bundle, absent in the env")
+            elif key not in bundle:
+                lines.append(f"{name}: absent in the bundle, {_show(env[key])} in the env")
+            else:
+                lines += differences(bundle[key], env[key], name)
+        return lines
+    if isinstance(bundle, list) and isinstance(env, list) and not _is_leaf(bundle) and not _is_leaf(env):
+        missing = object()
+        pairs = [
+            (bundle[i] if i < len(bundle) else missing, env[i] if i < len(env) else missing)
+            for i in range(max(len(bundle), len(env)))
+        ]
+        return [
+            f"{where}[{i}]: {'absent' if a is missing else _show(a)} in the bundle, "
+            f"{'absent' if b is missing else _show(b)} in the env"
+            for i, (a, b) in enumerate(pairs)
+            if a is missing or b is missing or a != b
+        ]
+    return [] if bundle == env else [f"{where}: {_show(bundle)} in the bundle, {_show(env)} in the env"]
+
+
+def _seeding_part(spec: Mapping[str, Any]) -> dict[str, Any]:
+    policy = spec.get("observations", {}).get("policy", [])
+    return {"observations": {"policy": policy}, "action": spec.get("action", {})}
+
+
+def _plain(spec: Spec | Mapping[str, Any]) -> dict[str, Any]:
+    return plain_json(dict(spec) if isinstance(spec, Mapping) else spec.to_dict())
+
+
+def _is_leaf(items: list[Any]) -> bool:
+    return bool(items) and not any(isinstance(item, dict) for item in items)
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, dict) and {"name", "shape"} <= value.keys():
+        return f"{value['name']} {tuple(value['shape'])} [{value.get('unit', '1')}]"
+    return repr(value)
+
+
+def _refuse(headline: str, lines: list[str], mend: str) -> None:
+    if lines:
+        raise CheckpointError("\n  ".join([f"{headline}:", *lines]) + f"\n{mend}")
