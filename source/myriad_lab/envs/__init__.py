@@ -1,0 +1,1 @@
+"""Envs: contract, task and simulator seams, arenas, and the backends."""

@@ -1,0 +1,1 @@
+"""Tasks: the registry and one folder per family."""

@@ -1,0 +1,1 @@
+"""Backend `torch`: dynamics written in batched torch."""
