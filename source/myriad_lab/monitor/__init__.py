@@ -1,0 +1,1 @@
+"""Monitoring: loggers, the terminal, guards."""
