@@ -1,0 +1,243 @@
+"""``myriad study``: run a grid of training commands at an equal budget and write its page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+from myriad_lab.errors import ConfigurationError
+from myriad_lab.evaluation.study import (
+    Cell,
+    StudyCfg,
+    load_study,
+    make_cells,
+    read_result,
+    signature,
+    train_arguments,
+)
+
+ERROR_CHARACTERS = 4000
+"""How much of the end of a failed cell's output its result keeps."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``myriad study``."""
+    parser.add_argument("name", help="study in config/study/, or the path of a YAML file")
+    parser.add_argument("--out", type=Path, help="folder of cells and page (default: runs/studies/NAME)")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time; keep 1 where wall-clock is compared")
+    parser.add_argument("--only", default="", help="run only the cells whose id contains this text")
+    parser.add_argument("--num_seeds", type=int, help="use only the first seeds of the study")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiply every budget, to try a study out")
+    parser.add_argument("--report_only", action="store_true", help="run nothing; aggregate what is there")
+    parser.add_argument("--list", action="store_true", help="print the commands of the cells and stop")
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
+    """Run the missing cells, then aggregate; returns 1 where a cell failed.
+
+    Raises:
+        ConfigurationError: Where the study is unknown or does not validate, or the flags do.
+    """
+    if args.jobs < 1 or args.scale <= 0:
+        raise ConfigurationError(f"--jobs {args.jobs} and --scale {args.scale} must be positive.")
+    if overrides:
+        raise ConfigurationError(f"{overrides[0]!r}: overrides of a study belong in its YAML file.")
+    study = _scaled(load_study(study_path(args.name)), args.scale, args.num_seeds)
+    out = (args.out or Path("runs/studies") / study.name).resolve()
+    goals = resolve_goals(study)
+    if args.list:
+        for cell in make_cells(study):
+            print(f"{cell.id}: myriad train {shlex.join(_arguments(study, cell, goals, out))}")
+        return 0
+    if not args.report_only:
+        if args.jobs > 1 and study.budget.max_seconds is not None:
+            print(f"note: {args.jobs} cells at a time share the processor, and this study compares wall-clock")
+        run_cells(study, goals, out, args.jobs, args.only)
+    return write_report(study, out)
+
+
+def study_path(name: str) -> Path:
+    """Return the file of a study, given by name or as a path."""
+    if name.endswith(".yaml"):
+        return Path(name)
+    return Path(str(resources.files("myriad_lab.config"))) / "study" / f"{name}.yaml"
+
+
+def resolve_goals(study: StudyCfg) -> dict[str, dict[str, Any]]:
+    """Return case -> overrides, with goals given as percentiles turned into positions."""
+    resolved = {}
+    for name, case in study.cases.items():
+        resolved[name] = dict(case.overrides)
+        if case.goal_percentile is not None:
+            from myriad_lab.tasks import registry
+
+            entry = registry.get(study.flags["task"])
+            goal = entry.make_task(entry.cfg).arena.far_goal(percentile=case.goal_percentile)
+            resolved[name]["env.goal"] = [round(float(x), 3) for x in goal]
+    return resolved
+
+
+def run_cells(study: StudyCfg, goals: dict[str, dict[str, Any]], out: Path, jobs: int, only: str) -> None:
+    """Run the cells that have no up-to-date result, prerequisites first; a failed one does not stop the others."""
+    cells = [cell for cell in make_cells(study) if only in cell.id]
+    wanted = {name for cell in cells for name in cell.needs}
+    before = [c for c in make_cells(study) if c.is_prerequisite and (c in cells or c.id in wanted)]
+    for stage in (before, [cell for cell in cells if not cell.is_prerequisite]):
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(lambda cell: _run_cell(study, cell, goals, out, jobs), stage))
+
+
+def write_report(study: StudyCfg, out: Path) -> int:
+    """Aggregate the results under ``out`` into ``study.json``, ``study.md`` and figures; 1 where a cell failed."""
+    from myriad_lab.evaluation.study_plots import plot_curves
+    from myriad_lab.evaluation.study_summary import summarise, to_markdown
+
+    found = [read_result(out / "cells" / cell.id) for cell in make_cells(study)]
+    results = [result for result in found if result is not None]
+    summary = summarise(study, results)
+    figures = plot_curves(study, results, out) if any(r["status"] == "done" for r in results) else []
+    context = _context(study, results)
+    (out / "study.json").write_text(json.dumps({**summary, "context": context, "results": results}, indent=1))
+    page = to_markdown(study, summary, context, figures)
+    (out / "study.md").write_text(page)
+    print(page)
+    print(f"written: {out / 'study.md'}, study.json and {len(figures)} figures")
+    return 1 if summary["failed"] else 0
+
+
+def hardware() -> dict[str, Any]:
+    """Return processor, number of cores and GPU, for the page of a study."""
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        cpu = next((x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")), cpu)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "gpu": gpu}
+
+
+def _run_cell(study: StudyCfg, cell: Cell, goals: dict[str, dict[str, Any]], out: Path, jobs: int) -> None:
+    folder = out / "cells" / cell.id
+    arguments = _arguments(study, cell, goals, out)
+    mark = signature(arguments, study.evaluation, cell.needs)
+    result = read_result(folder)
+    if result is not None and result["status"] == "done" and result["signature"] == mark:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    started = time.time()
+    record = {"id": cell.id, **asdict(cell), "signature": mark, "arguments": arguments, "jobs": jobs}
+    record |= {"hardware": hardware(), "versions": _versions()}
+    try:
+        record |= _train_and_evaluate(study, cell, arguments, folder, out, jobs) | {"status": "done", "error": ""}
+    except _CellError as error:
+        record |= {"status": "failed", "error": str(error)[-ERROR_CHARACTERS:], "metrics": {}, "curve": []}
+    record["seconds"] = time.time() - started
+    partial = folder / "result.json.part"
+    partial.write_text(json.dumps(record, indent=1))
+    partial.replace(folder / "result.json")
+    print(f"{cell.id}: {record['status']} in {record['seconds']:.0f} s", flush=True)
+
+
+class _CellError(RuntimeError):
+    """A subprocess of a cell failed; the message is the end of its output."""
+
+
+def _train_and_evaluate(
+    study: StudyCfg, cell: Cell, arguments: list[str], folder: Path, out: Path, jobs: int
+) -> dict[str, Any]:
+    needed = {}
+    for name in cell.needs:
+        result = read_result(out / "cells" / name)
+        if result is None or result["status"] != "done":
+            raise _CellError(f"the prerequisite {name} has not finished")
+        needed[name] = result
+    _call(["myriad_lab.cli.main", "train", *arguments], folder, jobs, "train.log")
+    variant = (study.prerequisites if cell.is_prerequisite else study.variants)[cell.variant]
+    request = {
+        "runs": str(folder / "runs"),
+        "out": str(folder / "evaluation.json"),
+        "seed": cell.seed,
+        "untrained": variant.untrained,
+        "evaluation": asdict(study.evaluation) if not cell.is_prerequisite else None,
+        "curves": list(study.curves),
+        "backend": {**study.flags, **variant.flags}.get("backend"),
+        "overrides": [text.removeprefix("env.") for text in arguments if text.startswith("env.")],
+    }
+    (folder / "request.json").write_text(json.dumps(request, indent=1))
+    _call(["myriad_lab.cli.study_cell", str(folder / "request.json")], folder, jobs, "evaluation.log")
+    evaluated = json.loads((folder / "evaluation.json").read_text())
+    cost = {axis: sum(r["cost"][axis] for r in needed.values()) for axis in ("env_steps", "wall_time")}
+    return {**evaluated, "pretrain": cost if needed else {}}
+
+
+def _call(module_and_arguments: list[str], folder: Path, jobs: int, log: str) -> None:
+    """Run a module of this package in ``folder``, its output in ``log``; raises with the end of it."""
+    threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    with (folder / log).open("w") as stream:
+        code = subprocess.run(
+            [sys.executable, "-m", *module_and_arguments],
+            cwd=folder,
+            env=environment,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            check=False,
+        ).returncode
+    if code != 0:
+        raise _CellError(f"exit status {code}\n{(folder / log).read_text(errors='replace')[-ERROR_CHARACTERS:]}")
+
+
+def _arguments(study: StudyCfg, cell: Cell, goals: dict[str, dict[str, Any]], out: Path) -> list[str]:
+    """Return the training arguments; the bundle of a prerequisite is named by its stable link."""
+    variant = (study.prerequisites if cell.is_prerequisite else study.variants)[cell.variant]
+    portfolio = ""
+    if variant.portfolio:
+        portfolio = str(out / "cells" / Cell(variant.portfolio, "", cell.seed, is_prerequisite=True).id / "bundle")
+    return train_arguments(study, cell, {} if cell.is_prerequisite else goals[cell.case], portfolio)
+
+
+def _scaled(study: StudyCfg, scale: float, num_seeds: int | None) -> StudyCfg:
+    prerequisites = {
+        name: replace(variant, budget=variant.budget.scaled(scale) if variant.budget else None)
+        for name, variant in study.prerequisites.items()
+    }
+    seeds = study.seeds[:num_seeds]
+    return replace(study, budget=study.budget.scaled(scale), prerequisites=prerequisites, seeds=seeds)
+
+
+def _context(study: StudyCfg, results: Sequence[dict[str, Any]]) -> dict[str, str]:
+    budget = ", ".join(f"{key} {value:,}" for key, value in asdict(study.budget).items() if value is not None)
+    machines = {json.dumps(r["hardware"]) for r in results} or {json.dumps(hardware())}
+    versions = {json.dumps(r["versions"]) for r in results} or {json.dumps(_versions())}
+
+    def plain(texts: set[str]) -> str:
+        return "; ".join(", ".join(f"{k} {v}" for k, v in json.loads(t).items()) for t in sorted(texts))
+
+    return {
+        "command": f"`myriad study {study.name}`",
+        "budget of each run": budget,
+        "hardware": plain(machines),
+        "versions": plain(versions),
+        "cells at a time": ", ".join(sorted({str(r["jobs"]) for r in results})) or "-",
+        "time of all cells": f"{sum(r['seconds'] for r in results) / 60:.0f} min",
+    }
+
+
+def _versions() -> dict[str, str]:
+    names = ("myriad-lab", "torch", "rsl-rl-lib", "mujoco", "numpy")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}

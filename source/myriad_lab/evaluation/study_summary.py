@@ -1,0 +1,210 @@
+"""Aggregate the cells of a study over seeds, and write the result down as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from myriad_lab.evaluation.study import Cell, StudyCfg, make_cells
+from myriad_lab.functional.statistics import bootstrap_interval
+
+Result = Mapping[str, Any]
+
+
+def summarise(study: StudyCfg, results: Iterable[Result]) -> dict[str, Any]:
+    """Return rows (case x variant) with means and bootstrap 95 % intervals over seeds, and what failed or is missing.
+
+    Args:
+        study: The study.
+        results: Results of its cells, as read from ``result.json``.
+
+    Returns:
+        ``rows``: one per case and variant, each with ``metrics``, ``difference`` (to the reference variant, paired by
+        seed), ``crossing`` (of the threshold) and ``failed`` seeds; ``failed``: id and error of each failed cell;
+        ``missing``: ids of the cells without a result.
+    """
+    by_id = {result["id"]: result for result in results}
+    cells = make_cells(study)
+    rows = []
+    for case in study.cases:
+        reference = _done(by_id, study, case, study.reference) if study.reference else {}
+        for variant in study.variants:
+            done = _done(by_id, study, case, variant)
+            row = {
+                "case": case,
+                "variant": variant,
+                "seeds": sorted(done),
+                "failed": [s for s in study.seeds if _status(by_id, Cell(variant, case, s).id) == "failed"],
+                "metrics": {name: _interval(_values(done, name)) for name in study.metrics},
+                "difference": {},
+            }
+            if reference and variant != study.reference:
+                pairs = sorted(done.keys() & reference.keys())
+                row["difference"] = {
+                    name: _interval(_differences([done[s] for s in pairs], [reference[s] for s in pairs], name))
+                    for name in study.metrics
+                }
+            if study.threshold is not None:
+                row["crossing"] = _crossing(study, list(done.values()))
+            rows.append(row)
+    return {
+        "study": study.name,
+        "title": study.title,
+        "question": study.question,
+        "rows": rows,
+        "failed": [
+            {"id": cell.id, "error": by_id[cell.id].get("error", "")}
+            for cell in cells
+            if _status(by_id, cell.id) == "failed"
+        ],
+        "missing": [cell.id for cell in cells if cell.id not in by_id],
+    }
+
+
+def first_crossing(curve: Sequence[Mapping[str, float]], key: str, threshold: float) -> Mapping[str, float] | None:
+    """Return the first point of a curve with ``point[key] >= threshold``, ``None`` if there is none."""
+    return next((point for point in curve if point.get(key, float("-inf")) >= threshold), None)
+
+
+def to_markdown(
+    study: StudyCfg, summary: Mapping[str, Any], context: Mapping[str, str], figures: Sequence[str] = ()
+) -> str:
+    """Return the page of a study: question, command, hardware, tables, figures, failures.
+
+    Args:
+        study: The study.
+        summary: What ``summarise`` returned.
+        context: Lines of the preamble: name -> text, e.g. command, hardware, versions.
+        figures: Paths of pictures, relative to the page.
+    """
+    lines = [f"# {study.title}", "", study.question, ""]
+    lines += [f"- {name}: {text}" for name, text in context.items()]
+    lines += [
+        "",
+        f"Means over seeds with bootstrap 95 % intervals; {len(study.seeds)} seeds asked for. {_evaluation_text(study)}",
+        "",
+    ]
+    for case in study.cases:
+        rows = [row for row in summary["rows"] if row["case"] == case]
+        if case:
+            lines += [f"## {study.cases[case].label or case}", ""]
+        lines += _table(study, rows, "metrics", list(study.metrics.values()))
+        if study.reference and any(row["difference"] for row in rows):
+            name = _label(study, study.reference)
+            lines += ["", f"Difference to *{name}*, paired by seed:", ""]
+            compared = [row for row in rows if row["variant"] != study.reference]
+            lines += _table(study, compared, "difference", list(study.metrics.values()), signed=True)
+        if study.threshold is not None:
+            lines += ["", *_crossing_table(study, rows)]
+        lines.append("")
+    lines += [f"![{figure}]({figure})\n" for figure in figures]
+    if summary["failed"]:
+        lines += ["## Failed cells", "", "They are left out of the means above.", ""]
+        lines += [f"- `{cell['id']}`: {_last_line(cell['error'])}" for cell in summary["failed"]]
+        lines.append("")
+    if summary["missing"]:
+        lines += [f"Not run: {', '.join(f'`{name}`' for name in summary['missing'])}.", ""]
+    return "\n".join(lines)
+
+
+def _done(by_id: Mapping[str, Result], study: StudyCfg, case: str, variant: str) -> dict[int, Result]:
+    """Return seed -> result of the finished cells of a variant."""
+    ids = {seed: Cell(variant, case, seed).id for seed in study.seeds}
+    return {seed: by_id[name] for seed, name in ids.items() if _status(by_id, name) == "done"}
+
+
+def _status(by_id: Mapping[str, Result], name: str) -> str:
+    return by_id[name]["status"] if name in by_id else "missing"
+
+
+def _values(done: Mapping[int, Result], name: str) -> list[float]:
+    return [result["metrics"][name] for result in done.values() if result["metrics"].get(name) is not None]
+
+
+def _differences(ours: Sequence[Result], theirs: Sequence[Result], name: str) -> list[float]:
+    pairs = zip((r["metrics"].get(name) for r in ours), (r["metrics"].get(name) for r in theirs), strict=True)
+    return [a - b for a, b in pairs if a is not None and b is not None]
+
+
+def _interval(values: Sequence[float]) -> dict[str, Any] | None:
+    if not values:
+        return None
+    mean, low, high = bootstrap_interval(values)
+    return {"mean": float(mean), "low": float(low), "high": float(high), "values": [float(v) for v in values]}
+
+
+def _crossing(study: StudyCfg, results: Sequence[Result]) -> dict[str, Any]:
+    """Return where the first curve first reaches the threshold, without and with the cost of pre-training."""
+    key = next(iter(study.curves))
+    assert study.threshold is not None
+    found = [(r, first_crossing(r["curve"], key, study.threshold)) for r in results]
+    reached = [(r, point) for r, point in found if point is not None]
+    out: dict[str, Any] = {"reached": len(reached), "of": len(results)}
+    for axis in ("env_steps", "wall_time"):
+        apart = [point[axis] for _, point in reached]
+        included = [point[axis] + r.get("pretrain", {}).get(axis, 0.0) for r, point in reached]
+        out[axis], out[f"{axis}_included"] = _interval(apart), _interval(included)
+    return out
+
+
+def _table(
+    study: StudyCfg, rows: Sequence[Mapping[str, Any]], part: str, headings: Sequence[str], signed: bool = False
+) -> list[str]:
+    lines = ["| variant | seeds | " + " | ".join(headings) + " |", "| --- " * (len(headings) + 2) + "|"]
+    for row in rows:
+        failed = f" ({len(row['failed'])} failed)" if row["failed"] else ""
+        entries = [_show(row[part].get(name), signed) for name in study.metrics]
+        label = _label(study, row["variant"])
+        lines.append(f"| {label} | {len(row['seeds'])}{failed} | " + " | ".join(entries) + " |")
+    return lines
+
+
+def _crossing_table(study: StudyCfg, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    label = next(iter(study.curves.values()))
+    lines = [
+        f"First evaluation with {label} >= {study.threshold:g}, over the runs that reached it:",
+        "",
+        "| variant | runs that reached it | env steps | seconds | env steps with pre-training | seconds with it |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        crossing = row["crossing"]
+        keys = ("env_steps", "wall_time", "env_steps_included", "wall_time_included")
+        entries = " | ".join(_show(crossing[key]) for key in keys)
+        lines.append(f"| {_label(study, row['variant'])} | {crossing['reached']} of {crossing['of']} | {entries} |")
+    return lines
+
+
+def _show(interval: Mapping[str, Any] | None, signed: bool = False) -> str:
+    if interval is None:
+        return "-"
+    return f"{_number(interval['mean'], signed)} [{_number(interval['low'], signed)}, {_number(interval['high'], signed)}]"
+
+
+def _number(value: float, signed: bool) -> str:
+    sign = "+" if signed else ""
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:{sign}.3g} M"
+    return f"{value:{sign},.0f}" if abs(value) >= 1000 else f"{value:{sign}.3g}"
+
+
+def _label(study: StudyCfg, variant: str) -> str:
+    return study.variants[variant].label or variant
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"
+
+
+def _evaluation_text(study: StudyCfg) -> str:
+    cfg = study.evaluation
+    if cfg.kind == "exploration":
+        return (
+            f"Final evaluation from the saved bundle: fresh env with seed {cfg.seed}, {cfg.num_envs} envs shared by all "
+            f"heads, pool of {cfg.pool_size} particles whatever m, k = {cfg.k}, features in metres; entropies in nats."
+        )
+    return (
+        f"Final evaluation from the saved bundle: fresh envs with seed {cfg.seed}, {cfg.episodes_per_head} deterministic "
+        "episodes per head; the best head is chosen on other episodes than those reported."
+    )
