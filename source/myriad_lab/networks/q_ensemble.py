@@ -1,0 +1,140 @@
+"""Twin critics of a population: two action values per head, all of them in one batched matmul per layer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn.functional import layer_norm
+
+from myriad_lab.errors import ConfigurationError, nearest
+from myriad_lab.networks.heads import stacked_xavier
+from myriad_lab.networks.mlp import make_activation
+from myriad_lab.networks.normalizer import RunningNormalizer
+
+KINDS = ("scalar", "categorical")
+"""What a critic returns: one value, or logits over a fixed support (C51, arXiv 1707.06887)."""
+
+
+@dataclass
+class QEnsembleCfg:
+    """Shape of the critics."""
+
+    hidden: list[int] = field(default_factory=lambda: [256, 256])
+    """Widths of the hidden layers of each critic."""
+    activation: str = "elu"
+    """Activation: relu, tanh, elu, silu or gelu."""
+    layer_norm: bool = True
+    """Whether each hidden layer is normalised before its activation; keeps values of unseen actions bounded."""
+    kind: str = "scalar"
+    """``scalar`` or ``categorical``."""
+    num_atoms: int = 51
+    """Atoms of the categorical critic."""
+    v_min: float = 0.0
+    """Lowest value of the support, in scaled reward units."""
+    v_max: float = 1.0
+    """Highest value of the support, in scaled reward units."""
+    obs_normalization: bool = True
+    """Whether observations pass a running normaliser, part of the critic."""
+
+    def validate(self) -> None:
+        """Raise ``ConfigurationError`` where a value is out of range."""
+        if self.kind not in KINDS:
+            raise ConfigurationError(f"kind={self.kind!r} of the critic is unknown. {nearest(self.kind, KINDS)}")
+        if self.kind == "categorical" and (self.num_atoms < 2 or not self.v_min < self.v_max):
+            raise ConfigurationError(
+                f"A categorical critic needs num_atoms >= 2 and v_min < v_max, got num_atoms={self.num_atoms}, "
+                f"v_min={self.v_min}, v_max={self.v_max}."
+            )
+        if not self.hidden or min(self.hidden) < 1:
+            raise ConfigurationError(f"hidden={self.hidden} of the critic needs at least one width >= 1.")
+
+
+class QEnsemble(nn.Module):
+    """Two critics for each of ``num_policies`` heads; parameters are stacked ``[2 * num_policies, in, out]``.
+
+    Rows ``2 i`` and ``2 i + 1`` of a parameter belong to head ``i``; heads share nothing but the normaliser.
+    """
+
+    support: torch.Tensor
+    """Atoms of the categorical critic, (num_atoms,); a single 0 for the scalar one."""
+
+    def __init__(
+        self,
+        num_obs: int,
+        num_actions: int,
+        num_policies: int,
+        cfg: QEnsembleCfg,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        cfg.validate()
+        self.num_obs, self.num_actions, self.num_policies, self.cfg = num_obs, num_actions, num_policies, cfg
+        self.normalizer: nn.Module = RunningNormalizer(num_obs) if cfg.obs_normalization else nn.Identity()
+        self.activation = make_activation(cfg.activation)
+        categorical = cfg.kind == "categorical"
+        sizes = [num_obs + num_actions, *cfg.hidden, cfg.num_atoms if categorical else 1]
+        self.weights, self.biases, self.scales = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
+        for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
+            last = layer == len(sizes) - 2
+            # a small last layer: before any reward is seen all actions look alike, and the actor has no slope to follow
+            gain = 0.01 if last else 1.0
+            self.weights.append(stacked_xavier(2 * num_policies, fan_in, fan_out, gain, generator))
+            self.biases.append(torch.zeros(2 * num_policies, 1, fan_out))
+            if cfg.layer_norm and not last:
+                self.scales.append(torch.ones(2 * num_policies, 1, fan_out))
+        support = torch.linspace(cfg.v_min, cfg.v_max, cfg.num_atoms) if categorical else torch.zeros(1)
+        self.register_buffer("support", support, persistent=False)
+
+    def forward(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Return the raw outputs of both critics of every head.
+
+        Args:
+            obs: Critic observations, (num_policies, batch, num_obs).
+            actions: Actions in [-1, 1], (num_policies, batch, num_actions).
+
+        Returns:
+            Values (num_policies, 2, batch), or logits (num_policies, 2, batch, num_atoms).
+        """
+        hidden = torch.cat([self.normalizer(obs), actions], dim=-1).repeat_interleave(2, dim=0)
+        last = len(self.weights) - 1
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if layer == last:
+                hidden = torch.baddbmm(bias, hidden, weight)
+            elif self.cfg.layer_norm:
+                normal = layer_norm(torch.bmm(hidden, weight), (weight.shape[-1],))
+                hidden = self.activation(torch.addcmul(bias, normal, self.scales[layer]))
+            else:
+                hidden = self.activation(torch.baddbmm(bias, hidden, weight))
+        out = hidden.unflatten(0, (self.num_policies, 2))
+        return out if self.cfg.kind == "categorical" else out.squeeze(-1)
+
+    def values(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Return the expected values of both critics of every head, (num_policies, 2, batch)."""
+        return self.expectation(self(obs, actions))
+
+    def expectation(self, raw: torch.Tensor) -> torch.Tensor:
+        """Turn raw outputs into expected values, (num_policies, 2, batch)."""
+        return raw if self.cfg.kind == "scalar" else (raw.softmax(-1) * self.support).sum(-1)
+
+    @torch.no_grad()
+    def update_normalizer(self, obs: torch.Tensor) -> None:
+        """Merge observations ``(..., num_obs)`` into the running statistics, if the critics keep any."""
+        if isinstance(self.normalizer, RunningNormalizer):
+            self.normalizer.update(obs)
+
+    def select(self, head_ids: Sequence[int]) -> QEnsemble:
+        """Return a copy whose head ``j`` has the two critics of head ``head_ids[j]``; repeats are allowed."""
+        rows = self.rows(head_ids)
+        copy = QEnsemble(self.num_obs, self.num_actions, len(head_ids), self.cfg)
+        stacked = {name for name, _ in self.named_parameters()}
+        copy.load_state_dict({k: v[rows] if k in stacked else v for k, v in self.state_dict().items()})
+        return copy.to(self.support.device)
+
+    @staticmethod
+    def rows(head_ids: Sequence[int]) -> list[int]:
+        """Return the rows of the stacked parameters that belong to the given heads."""
+        return [2 * i + c for i in head_ids for c in (0, 1)]

@@ -1,0 +1,344 @@
+"""Replay memory ``[slot, env, ...]``: every observation stored once, n-step windows read at sampling time."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from myriad_lab.errors import CheckpointError, ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+_TERMINATED, _TIME_OUT, _VALID = 1, 2, 4
+
+
+@dataclass
+class ReplayBatch:
+    """Windows of one to n steps, ``(num_policies, batch, ...)``; row i is a minibatch for the critics of head i."""
+
+    obs: dict[str, torch.Tensor]
+    """Observation at the start of the window, group -> (num_policies, batch, size)."""
+    actions: torch.Tensor
+    """First action of the window, (num_policies, batch, num_actions)."""
+    rewards: torch.Tensor
+    """Sum of ``gamma^j r_j`` over the window, (num_policies, batch)."""
+    next_obs: dict[str, torch.Tensor]
+    """Observation after the window: the true last one where the episode ended, never a reset observation."""
+    discounts: torch.Tensor
+    """``gamma^k`` with k the effective length, 0 after a true end, (num_policies, batch)."""
+    steps: torch.Tensor
+    """Effective length k of the window, int64 (num_policies, batch)."""
+    weights: torch.Tensor
+    """1 for usable rows, 0 for rows whose step was invalid or whose final observation is gone."""
+    env_ids: torch.Tensor
+    """Env of each row, int64 (num_policies, batch)."""
+    policy_ids: torch.Tensor
+    """Head that collected each row, int64 (num_policies, batch)."""
+
+    def split(self, parts: int) -> list[ReplayBatch]:
+        """Return ``parts`` batches of equal size; rows are independent draws, so any split is a fair one."""
+        return [self.map(lambda x, i=i: x.unflatten(1, (parts, -1))[:, i]) for i in range(parts)]
+
+    def map(self, function: Any, *others: ReplayBatch) -> ReplayBatch:
+        """Apply ``function`` to every tensor, zipped with the tensors of ``others``."""
+        out = {}
+        for item in fields(self):
+            mine, theirs = getattr(self, item.name), [getattr(other, item.name) for other in others]
+            if isinstance(mine, dict):
+                out[item.name] = {key: function(value, *(t[key] for t in theirs)) for key, value in mine.items()}
+            else:
+                out[item.name] = function(mine, *theirs)
+        return ReplayBatch(**out)
+
+
+class ReplayBuffer:
+    """A ring of env steps, preallocated on the device and poisoned with NaN.
+
+    Slot t holds what was seen and done at step t; the observation after it is that of slot t + 1. The true last
+    observations of finished episodes live in a side table of ``final_capacity`` rows; each slot keeps an int32 ticket
+    into it, and a ticket whose row was overwritten is known to be dead. Neither writing nor sampling waits for the
+    device: the ring's head and size are device tensors.
+
+    Args:
+        capacity_steps: Env steps kept, per env.
+        num_envs: Envs written per step; env e belongs to head ``e // (num_envs // num_policies)``.
+        num_policies: Heads; must divide ``num_envs``.
+        obs_sizes: Group -> width of the groups to store.
+        num_actions: Width of the actions.
+        device: Where the memory lives.
+        dtype: Of observations and actions; rewards are always float32.
+        final_capacity: Rows of the side table; ``None`` means one row per 16 transitions, at least ``2 * num_envs``.
+        guard_slots: Extra slots between the newest and the oldest sampled step, for a writer in another process: it
+            may run that many steps ahead during one sample without touching what is read.
+
+    Raises:
+        ConfigurationError: If a size is not positive or the heads do not divide the envs.
+    """
+
+    def __init__(
+        self,
+        capacity_steps: int,
+        num_envs: int,
+        num_policies: int,
+        obs_sizes: dict[str, int],
+        num_actions: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        final_capacity: int | None = None,
+        guard_slots: int = 0,
+    ) -> None:
+        if capacity_steps < 1 or num_envs < 1 or num_policies < 1 or num_envs % num_policies:
+            raise ConfigurationError(
+                f"A replay memory needs capacity_steps >= 1 and num_policies dividing num_envs, got capacity_steps="
+                f"{capacity_steps}, num_envs={num_envs}, num_policies={num_policies}; change one of them."
+            )
+        self.capacity_steps, self.num_envs, self.num_policies = capacity_steps, num_envs, num_policies
+        self.obs_sizes, self.num_actions = dict(obs_sizes), num_actions
+        self.device, self.dtype = torch.device(device), dtype
+        self.num_slots = capacity_steps + 1 + guard_slots
+        default_rows = max(2 * num_envs, math.ceil(capacity_steps * num_envs / 16))
+        self.final_capacity = max(num_envs, default_rows if final_capacity is None else final_capacity)
+        logger.info("Replay memory of %d x %d steps: %.1f MiB", capacity_steps, num_envs, self.num_bytes / 2**20)
+        self._allocate()
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the memory [B], known before it is allocated."""
+        item = torch.empty((), dtype=self.dtype).element_size()
+        width = sum(self.obs_sizes.values())
+        row = item * (width + self.num_actions) + 4 + 4 + 1
+        return self.num_slots * (self.num_envs * row + 1) + (self.final_capacity + 1) * width * item
+
+    @property
+    def num_steps(self) -> int:
+        """Env steps written and still kept, as counted by the process that writes."""
+        return self._host_size
+
+    def write(
+        self,
+        obs: Mapping[str, torch.Tensor],
+        actions: torch.Tensor,
+        rewards: torch.Tensor,
+        terminated: torch.Tensor,
+        time_outs: torch.Tensor,
+        next_obs: Mapping[str, torch.Tensor],
+        final_obs: Mapping[str, torch.Tensor] | None,
+        valid: torch.Tensor,
+    ) -> None:
+        """Append one step of all envs; see ``algorithms.algorithm.Step`` for the meaning and shape of each tensor.
+
+        ``obs`` is read only where the step does not follow from the one written before.
+
+        Raises:
+            ConfigurationError: If there are no final observations, or the actions have another shape.
+        """
+        if final_obs is None:
+            raise ConfigurationError(
+                "The replay memory needs the true last observation of finished episodes, and this env gives none: "
+                "build it with final_obs=True."
+            )
+        if actions.shape != (self.num_envs, self.num_actions):
+            raise ConfigurationError(
+                f"Expected actions of shape {(self.num_envs, self.num_actions)}, got {tuple(actions.shape)}."
+            )
+        here, after = self._host_head, (self._host_head + 1) % self.num_slots
+        ended = (terminated | time_outs) & valid
+        rank = torch.cumsum(ended, 0, dtype=torch.int64)
+        tickets = self._tickets_issued + rank - 1
+        # rows that did not end all go to one extra row, so that the number of ends never has to reach the host
+        rows = torch.where(ended, tickets % self.final_capacity, self.final_capacity)
+        for group, memory in self._obs.items():
+            if not self._continues:
+                memory[here].copy_(obs[group])
+            memory[after].copy_(next_obs[group])
+            self._final_obs[group].index_copy_(0, rows, final_obs[group].to(memory))
+        self._actions[here].copy_(actions)
+        self._rewards[here].copy_(torch.where(valid, rewards, 0.0))
+        self._tickets[here].copy_(torch.where(ended, tickets, -1))
+        self._flags[here].copy_(terminated * _TERMINATED + time_outs * _TIME_OUT + valid * _VALID)
+        self._epochs[here] = len(self._collectors) - 1
+        self._tickets_issued += rank[-1]
+        self._advance(after)
+
+    def cut(self) -> None:
+        """Tell that the next step does not follow from the last one, as after a reset from outside.
+
+        The last step is no longer sampled: what came after it is about to be overwritten.
+        """
+        if self._host_size:
+            self._flags[(self._host_head - 1) % self.num_slots] = 0
+        self._continues = False
+
+    def regroup(self, kept_heads: Sequence[int]) -> None:
+        """Hand the envs to fewer heads: current head ``kept_heads[j]`` is head ``j`` from now on.
+
+        What was written before keeps the id of the head that collected it, ids as they were at the start; "own" rows
+        of a head are from now on those of the envs it holds, whoever drove them before.
+
+        Raises:
+            ConfigurationError: If the new number of heads does not divide the envs.
+        """
+        if not kept_heads or self.num_envs % len(kept_heads):
+            raise ConfigurationError(f"{len(kept_heads)} heads do not divide num_envs={self.num_envs}.")
+        self.num_policies = len(kept_heads)
+        self._labels = [self._labels[i] for i in kept_heads]
+        row = torch.tensor(self._labels, device=self.device).repeat_interleave(self.num_envs // self.num_policies)
+        self._collectors = torch.cat([self._collectors, row.unsqueeze(0)])
+
+    def sample(
+        self, batch_per_policy: int, generator: torch.Generator, *, n_step: int = 1, gamma: float = 0.99
+    ) -> ReplayBatch:
+        """Draw windows for every head from its own envs, ``(num_policies, batch_per_policy, ...)``."""
+        ages, draw = self._draw(batch_per_policy, generator)
+        block = self.num_envs // self.num_policies
+        first = torch.arange(self.num_policies, device=self.device).unsqueeze(1) * block
+        return self._gather(ages, first + _uniform_index(draw, block), n_step, gamma)
+
+    def sample_pooled(
+        self, batch_per_policy: int, generator: torch.Generator, *, n_step: int = 1, gamma: float = 0.99
+    ) -> ReplayBatch:
+        """Draw windows for every head from the envs of all heads, ``(num_policies, batch_per_policy, ...)``."""
+        ages, draw = self._draw(batch_per_policy, generator)
+        return self._gather(ages, _uniform_index(draw, self.num_envs), n_step, gamma)
+
+    def sample_mixed(
+        self,
+        batch_per_policy: int,
+        generator: torch.Generator,
+        *,
+        own_fraction: float = 0.5,
+        n_step: int = 1,
+        gamma: float = 0.99,
+    ) -> ReplayBatch:
+        """Draw windows for every head, each from its own envs with probability ``own_fraction``, else from all."""
+        ages, draw = self._draw(batch_per_policy, generator)
+        block = self.num_envs // self.num_policies
+        first = torch.arange(self.num_policies, device=self.device).unsqueeze(1) * block
+        own = torch.rand(draw.shape, generator=generator, device=self.device) < own_fraction
+        envs = torch.where(own, first + _uniform_index(draw, block), _uniform_index(draw, self.num_envs))
+        return self._gather(ages, envs, n_step, gamma)
+
+    def share_memory_(self) -> ReplayBuffer:
+        """Move the memory to shared memory (CPU); memory on a GPU is shared by handle without this."""
+        for tensor in self._tensors().values():
+            tensor.share_memory_()
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the written part of the memory and its counters."""
+        used = self.num_slots if self._wrapped else self._host_head + 1
+        ring = {key: value[:used].clone() for key, value in self._tensors().items() if key.startswith("ring/")}
+        rest = {key: value.clone() for key, value in self._tensors().items() if not key.startswith("ring/")}
+        rest["collectors"] = self._collectors.clone()
+        counters = {"head": self._host_head, "size": self._host_size, "wrapped": self._wrapped}
+        return {**ring, **rest, **counters, "continues": self._continues, "labels": list(self._labels)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned.
+
+        Raises:
+            CheckpointError: If the memory was saved with other sizes.
+        """
+        for key, tensor in self._tensors().items():
+            saved = state.get(key)
+            if saved is None or saved.ndim != tensor.ndim or saved.shape[1:] != tensor.shape[1:]:
+                raise CheckpointError(f"The saved replay memory does not fit: {key} should be {tuple(tensor.shape)}.")
+            if saved.ndim and (len(saved) > len(tensor) or (state["wrapped"] and len(saved) != len(tensor))):
+                raise CheckpointError(f"The saved replay memory has {len(saved)} rows of {key}, not {len(tensor)}.")
+            (tensor[: len(saved)] if saved.ndim else tensor).copy_(saved)
+        self._host_head, self._host_size = int(state["head"]), int(state["size"])
+        self._wrapped, self._continues = bool(state["wrapped"]), bool(state["continues"])
+        self._collectors, self._labels = state["collectors"].to(self.device), [int(i) for i in state["labels"]]
+        self.num_policies = len(self._labels)
+
+    def _allocate(self) -> None:
+        shape = (self.num_slots, self.num_envs)
+
+        def poison(*size: int) -> torch.Tensor:
+            return torch.full(size, math.nan, dtype=self.dtype, device=self.device)
+
+        self._obs = {group: poison(*shape, width) for group, width in self.obs_sizes.items()}
+        self._final_obs = {group: poison(self.final_capacity + 1, width) for group, width in self.obs_sizes.items()}
+        self._actions = poison(*shape, self.num_actions)
+        self._rewards = torch.full(shape, math.nan, device=self.device)
+        self._flags = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+        self._tickets = torch.full(shape, -1, dtype=torch.int32, device=self.device)
+        self._tickets_issued = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._head, self._size = self._tickets_issued.clone(), self._tickets_issued.clone()
+        self._host_head, self._host_size, self._wrapped, self._continues = 0, 0, False, False
+        self._epochs = torch.zeros(self.num_slots, dtype=torch.uint8, device=self.device)
+        self._labels = list(range(self.num_policies))
+        heads = torch.arange(self.num_policies, device=self.device)
+        self._collectors = heads.repeat_interleave(self.num_envs // self.num_policies).unsqueeze(0)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        groups = {f"ring/obs/{group}": memory for group, memory in self._obs.items()}
+        groups |= {f"final/{group}": memory for group, memory in self._final_obs.items()}
+        ring = {"actions": self._actions, "rewards": self._rewards, "flags": self._flags, "tickets": self._tickets}
+        ring["epochs"] = self._epochs
+        counters = {"tickets_issued": self._tickets_issued, "head_tensor": self._head, "size_tensor": self._size}
+        return groups | {f"ring/{key}": value for key, value in ring.items()} | counters
+
+    def _advance(self, after: int) -> None:
+        self._wrapped |= after == 0
+        self._host_head, self._host_size = after, min(self._host_size + 1, self.capacity_steps)
+        self._continues = True
+        # published last: a reader in another process never sees a slot that is still being filled
+        self._size.fill_(self._host_size)
+        self._head.fill_(after)
+
+    def _draw(self, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (2, self.num_policies, batch)
+        draw = torch.rand(shape, generator=generator, device=self.device, dtype=torch.float64)
+        return _uniform_index(draw[0], self._size.clamp_min(1)) + 1, draw[1]
+
+    def _gather(self, ages: torch.Tensor, env_ids: torch.Tensor, n_step: int, gamma: float) -> ReplayBatch:
+        """Read the windows that start ``ages`` steps ago (1 is the newest) in ``env_ids``."""
+        start = self._head - ages
+        offsets = torch.arange(n_step, device=self.device)
+        rows = (start.unsqueeze(-1) + offsets) % self.num_slots * self.num_envs + env_ids.unsqueeze(-1)
+        flags = self._flags.view(-1)[rows]
+        ended = (flags & (_TERMINATED | _TIME_OUT)) != 0
+        usable = ((flags & _VALID) != 0) & (offsets < ages.unsqueeze(-1))
+        # a step belongs to the window while it and all before it are usable and none before it ended
+        follows = torch.ones_like(usable)
+        follows[..., 1:] = (usable & ~ended)[..., :-1]
+        inside = (usable & follows.cumprod(-1).bool()).cumprod(-1).bool()
+        steps = inside.sum(-1)
+        powers = gamma ** offsets.to(torch.float32)
+        rewards = torch.where(inside, self._rewards.view(-1)[rows], 0.0).mul(powers).sum(-1)
+        last_row = rows.gather(-1, (steps - 1).clamp_min(0).unsqueeze(-1)).squeeze(-1)
+        last_flags = torch.where(steps > 0, self._flags.view(-1)[last_row], 0)
+        terminated, time_out = (last_flags & _TERMINATED) != 0, (last_flags & _TIME_OUT) != 0
+        tickets = self._tickets.view(-1)[last_row].to(torch.int64)
+        alive = (tickets >= 0) & (self._tickets_issued - tickets <= self.final_capacity)
+        from_table = (terminated | time_out) & alive
+        table_rows = torch.where(from_table, tickets % self.final_capacity, self.final_capacity)
+        next_rows = (start + steps) % self.num_slots * self.num_envs + env_ids
+        return ReplayBatch(
+            obs={group: memory.flatten(0, 1)[rows[..., 0]].float() for group, memory in self._obs.items()},
+            actions=self._actions.flatten(0, 1)[rows[..., 0]].float(),
+            rewards=rewards,
+            next_obs={
+                group: torch.where(
+                    from_table.unsqueeze(-1), self._final_obs[group][table_rows], memory.flatten(0, 1)[next_rows]
+                ).float()
+                for group, memory in self._obs.items()
+            },
+            discounts=torch.where(terminated, 0.0, gamma ** steps.to(torch.float32)),
+            steps=steps,
+            weights=((steps > 0) & ~(time_out & ~alive)).float(),
+            env_ids=env_ids,
+            policy_ids=self._collectors[self._epochs[start % self.num_slots].long(), env_ids],
+        )
+
+
+def _uniform_index(draw: torch.Tensor, high: int | torch.Tensor) -> torch.Tensor:
+    """Map uniform numbers in [0, 1) to integers in [0, high), without asking the device for ``high``."""
+    return (draw * high).to(torch.int64).clamp_max(high - 1) if isinstance(high, int) else (draw * high).to(torch.int64)

@@ -1,0 +1,219 @@
+"""Every sampled row is predicted from a stream whose observation *is* (env, step, episode)."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from myriad_lab.errors import CheckpointError, ConfigurationError
+from myriad_lab.storage.replay import ReplayBatch, ReplayBuffer
+
+N_STEP, GAMMA = 3, 0.9
+NUM_ENVS, NUM_POLICIES = 6, 3
+
+
+class Stream:
+    """Steps of envs with scheduled ends; remembers everything, so that any window can be predicted.
+
+    The observation is (env, global step, episode); the true last observation of an episode has 1000 added to its step,
+    so a bootstrap from a reset observation cannot be mistaken for it.
+    """
+
+    def __init__(self, schedule: dict[tuple[int, int], str], num_envs: int = NUM_ENVS) -> None:
+        self.schedule, self.num_envs, self.step_index = schedule, num_envs, 0
+        self.episodes = torch.zeros(num_envs)
+
+    def kind(self, step: int, env: int) -> str:
+        return self.schedule.get((step, env), "go")
+
+    def row(self, step: int, episodes: torch.Tensor, final: bool = False) -> torch.Tensor:
+        time = torch.full((self.num_envs,), step + (1000.0 if final else 0.0))
+        return torch.stack([torch.arange(self.num_envs, dtype=torch.float32), time, episodes], dim=1)
+
+    def advance(self) -> dict:
+        step = self.step_index
+        kinds = [self.kind(step, env) for env in range(self.num_envs)]
+        is_kind = {k: torch.tensor([kind == k for kind in kinds]) for k in ("terminal", "time_out", "invalid")}
+        obs, final = self.row(step, self.episodes), self.row(step + 1, self.episodes, final=True)
+        done = is_kind["terminal"] | is_kind["time_out"] | is_kind["invalid"]
+        self.episodes = self.episodes + done
+        self.step_index += 1
+        rewards = torch.where(is_kind["invalid"], math.nan, obs[:, 1] + 0.01 * obs[:, 0])
+        return {
+            "obs": {"policy": obs, "critic": obs[:, :2]},
+            "actions": obs[:, :2] / 100.0,
+            "rewards": rewards,
+            "terminated": is_kind["terminal"],
+            "time_outs": is_kind["time_out"] | is_kind["invalid"],
+            "next_obs": {"policy": (after := self.row(step + 1, self.episodes)), "critic": after[:, :2]},
+            "final_obs": {"policy": torch.where(done[:, None], final, math.nan), "critic": final[:, :2]},
+            "valid": ~is_kind["invalid"],
+        }
+
+
+def fill(buffer: ReplayBuffer, schedule: dict, steps: int) -> Stream:
+    stream = Stream(schedule)
+    for _ in range(steps):
+        buffer.write(**stream.advance())
+    return stream
+
+
+def make(capacity: int = 50, **kwargs) -> ReplayBuffer:
+    return ReplayBuffer(capacity, NUM_ENVS, NUM_POLICIES, {"policy": 3, "critic": 2}, 2, **kwargs)
+
+
+def check_row(stream: Stream, batch: ReplayBatch, at: tuple[int, int], newest: int) -> tuple[int, int]:
+    """Check one row against the schedule; return its env and step."""
+    env, step, episode = (int(x) for x in batch.obs["policy"][at])
+    assert int(batch.env_ids[at]) == env
+    assert int(batch.policy_ids[at]) == env // (NUM_ENVS // NUM_POLICIES)
+    assert batch.actions[at].tolist() == pytest.approx([env / 100, step / 100])
+    if stream.kind(step, env) == "invalid":
+        assert float(batch.weights[at]) == 0.0
+        assert int(batch.steps[at]) == 0
+        return env, step
+    length, reward, end = 0, 0.0, "go"
+    while length < N_STEP and step + length <= newest and end == "go":
+        kind = stream.kind(step + length, env)
+        if kind == "invalid":
+            break
+        reward += GAMMA**length * (step + length + 0.01 * env)
+        length, end = length + 1, kind
+    assert int(batch.steps[at]) == length
+    assert float(batch.rewards[at]) == pytest.approx(reward, rel=1e-5)
+    assert float(batch.discounts[at]) == pytest.approx(0.0 if end == "terminal" else GAMMA**length)
+    expected = [env, step + length + (1000 if end != "go" else 0), episode]
+    assert batch.next_obs["policy"][at].tolist() == expected
+    assert batch.next_obs["critic"][at].tolist() == expected[:2]
+    assert float(batch.weights[at]) == 1.0
+    return env, step
+
+
+SCHEDULE = {
+    (4, 0): "terminal", (5, 1): "time_out", (9, 1): "time_out", (7, 2): "invalid", (10, 3): "time_out",
+    (10, 4): "terminal", (11, 4): "terminal", (12, 5): "invalid", (13, 5): "time_out", (19, 0): "time_out",
+    (19, 1): "terminal", (19, 2): "invalid",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize(("capacity", "oldest"), [(50, 0), (8, 12)], ids=["not full", "wrapped"])
+def test_every_row_is_predicted(own: bool, capacity: int, oldest: int) -> None:
+    buffer = make(capacity)
+    stream = fill(buffer, SCHEDULE, 20)
+    draw = buffer.sample if own else buffer.sample_pooled
+    batch = draw(600, torch.Generator().manual_seed(0), n_step=N_STEP, gamma=GAMMA)
+    seen = set()
+    for policy in range(NUM_POLICIES):
+        for i in range(600):
+            env, step = check_row(stream, batch, (policy, i), newest=19)
+            seen.add((env, step))
+            assert not own or env // 2 == policy
+    assert seen == {(env, step) for env in range(NUM_ENVS) for step in range(oldest, 20)}
+    assert len(set(batch.env_ids[0].tolist())) == (2 if own else NUM_ENVS)
+
+
+def test_mixed_sample_has_the_share_of_own_rows() -> None:
+    buffer = make()
+    fill(buffer, {}, 10)
+    batch = buffer.sample_mixed(4000, torch.Generator().manual_seed(0), own_fraction=0.5)
+    own = batch.policy_ids == torch.arange(NUM_POLICIES).unsqueeze(1)
+    # half by choice, and a third of the pooled half
+    assert own.float().mean().item() == pytest.approx(0.5 + 0.5 / 3, abs=0.02)
+
+
+def test_a_cut_is_never_crossed() -> None:
+    buffer = make()
+    stream = fill(buffer, {}, 5)
+    buffer.cut()
+    stream.step_index, stream.episodes = 100, stream.episodes + 1
+    for _ in range(3):
+        buffer.write(**stream.advance())
+    batch = buffer.sample(500, torch.Generator().manual_seed(0), n_step=N_STEP, gamma=GAMMA)
+    starts, ends = batch.obs["policy"][..., 1], batch.next_obs["policy"][..., 1]
+    usable = batch.weights > 0
+    # the last step before the cut lost its successor: it is left out, and windows before it stop in front of it
+    assert set(starts[usable].tolist()) == {0.0, 1.0, 2.0, 3.0, 100.0, 101.0, 102.0}
+    assert bool(((starts < 50) == (ends < 50))[usable].all())
+    assert float(ends[usable & (starts < 50)].max()) == 4.0
+
+
+def test_time_outs_whose_final_observation_was_overwritten_get_no_weight() -> None:
+    schedule = {(step, env): "time_out" for step in range(20) for env in range(NUM_ENVS)}
+    buffer = make(final_capacity=2 * NUM_ENVS)
+    fill(buffer, schedule, 20)
+    batch = buffer.sample(400, torch.Generator().manual_seed(0), n_step=N_STEP, gamma=GAMMA)
+    recent = batch.obs["policy"][..., 1] >= 18
+    assert torch.equal(batch.weights > 0, recent)
+    assert bool((batch.next_obs["policy"][..., 1][recent] > 1000).all())
+
+
+def test_nothing_unwritten_is_sampled_and_memory_is_poisoned() -> None:
+    buffer = make(7)
+    assert all(bool(memory.isnan().all()) for memory in buffer._obs.values())
+    stream = Stream(SCHEDULE)
+    for _ in range(30):
+        buffer.write(**stream.advance())
+        batch = buffer.sample(64, torch.Generator().manual_seed(1), n_step=N_STEP)
+        for tensor in (batch.obs["policy"], batch.next_obs["policy"], batch.rewards, batch.actions):
+            assert bool(torch.isfinite(tensor).all())
+
+
+def test_split_keeps_rows_together() -> None:
+    buffer = make()
+    fill(buffer, SCHEDULE, 15)
+    batch = buffer.sample(12, torch.Generator().manual_seed(0))
+    parts = batch.split(3)
+    assert [part.actions.shape for part in parts] == [(3, 4, 2)] * 3
+    assert torch.equal(torch.cat([part.obs["policy"] for part in parts], dim=1), batch.obs["policy"])
+
+
+@pytest.mark.parametrize("steps", [5, 30], ids=["not full", "wrapped"])
+def test_state_dict_continues_bit_exactly(steps: int) -> None:
+    first, second = make(8), make(8)
+    stream = fill(first, SCHEDULE, steps)
+    second.load_state_dict(first.state_dict())
+    for _ in range(3):
+        step = stream.advance()
+        first.write(**step)
+        second.write(**step)
+    a, b = (x.sample(50, torch.Generator().manual_seed(2), n_step=N_STEP) for x in (first, second))
+    assert torch.equal(a.obs["policy"], b.obs["policy"])
+    assert torch.equal(a.next_obs["policy"], b.next_obs["policy"])
+    assert torch.equal(a.rewards, b.rewards)
+
+
+def test_heads_can_be_regrouped_and_rows_keep_their_collector() -> None:
+    buffer = make()
+    stream = fill(buffer, {}, 4)
+    buffer.regroup([0, 2])
+    for _ in range(4):
+        buffer.write(**stream.advance())
+    batch = buffer.sample(300, torch.Generator().manual_seed(0))
+    env, step = batch.obs["policy"][..., 0].long(), batch.obs["policy"][..., 1].long()
+    heads = torch.tensor([0, 2])
+    assert torch.equal(batch.policy_ids, torch.where(step < 4, env // 2, heads[env // 3]))
+    assert set(env[0].tolist()) == {0, 1, 2}
+
+
+def test_bad_input_is_refused_with_a_sentence() -> None:
+    with pytest.raises(ConfigurationError, match="num_envs=6, num_policies=4"):
+        ReplayBuffer(5, 6, 4, {"policy": 3}, 2)
+    buffer = make()
+    step = Stream({}).advance()
+    with pytest.raises(ConfigurationError, match="final_obs=True"):
+        buffer.write(**{**step, "final_obs": None})
+    with pytest.raises(ConfigurationError, match="shape"):
+        buffer.write(**{**step, "actions": torch.zeros(NUM_ENVS, 3)})
+    with pytest.raises(CheckpointError, match="rows of"):
+        make(9).load_state_dict({**make(8).state_dict(), "wrapped": True})
+
+
+def test_size_is_announced_before_allocation(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        buffer = make(20, guard_slots=3)
+    held = sum(t.numel() * t.element_size() for t in buffer._tensors().values() if t.ndim)
+    assert buffer.num_bytes == held
+    assert f"{held / 2**20:.1f} MiB" in caplog.text
