@@ -1,0 +1,6 @@
+"""Run `myriad evaluate`; see `python scripts/evaluate.py --help`."""
+
+from myriad_lab.cli.main import run_script
+
+if __name__ == "__main__":
+    run_script("evaluate")

@@ -1,0 +1,6 @@
+"""Run `myriad play`; see `python scripts/play.py --help`."""
+
+from myriad_lab.cli.main import run_script
+
+if __name__ == "__main__":
+    run_script("play")

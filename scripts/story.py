@@ -1,0 +1,6 @@
+"""Run `myriad story`; see `python scripts/story.py --help`."""
+
+from myriad_lab.cli.main import run_script
+
+if __name__ == "__main__":
+    run_script("story")

@@ -1,0 +1,6 @@
+"""Run `myriad study`; see `python scripts/study.py --help`."""
+
+from myriad_lab.cli.main import run_script
+
+if __name__ == "__main__":
+    run_script("study")

@@ -1,0 +1,119 @@
+"""``myriad doctor``: what works on this machine, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+
+from myriad_lab.cli.arguments import refuse_overrides
+
+EXTRAS = {
+    "onnx": "export", "onnxscript": "export", "onnxruntime": "export", "matplotlib": "viz", "imageio": "viz",
+    "imageio_ffmpeg": "viz", "tensorboard": "viz",
+}  # fmt: skip
+CORE = ("torch", "numpy", "tensordict", "rsl_rl", "hydra", "omegaconf", "mujoco", "scipy", "tqdm")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's answer."""
+
+    what: str
+    """What was looked at."""
+    state: str
+    """``ok``, ``missing`` (something optional) or ``broken`` (something needed)."""
+    detail: str
+    """Version, or what to do."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Take no flags."""
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Print what was found; returns 1 where something needed is broken."""
+    from myriad_lab.cli.list_tasks import format_table
+
+    refuse_overrides("doctor", overrides)
+    findings = [finding for check in CHECKS for finding in check()]
+    print(format_table(("what", "state", "detail"), [[f.what, f.state, f.detail] for f in findings]))
+    return 1 if any(finding.state == "broken" for finding in findings) else 0
+
+
+def check_python() -> list[Finding]:
+    """Look at the interpreter and the processor."""
+    from myriad_lab.cli.machine import cpu_name
+
+    version = ".".join(map(str, sys.version_info[:3]))
+    good = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    return [
+        Finding("python", "ok" if good else "broken", version if good else f"{version}; use 3.11 to 3.13"),
+        Finding("processor", "ok", f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores"),
+    ]
+
+
+def check_packages() -> list[Finding]:
+    """Import every package that something needs."""
+    findings = []
+    for name in (*CORE, *EXTRAS):
+        mend = f"pip install 'myriad-lab[{EXTRAS[name]}]'" if name in EXTRAS else "pip install myriad-lab"
+        try:
+            importlib.import_module(name)
+            findings.append(Finding(name, "ok", _version_of(name)))
+        except ImportError as error:
+            findings.append(Finding(name, "missing" if name in EXTRAS else "broken", f"{mend} ({error})"))
+    return findings
+
+
+def check_gpu() -> list[Finding]:
+    """Look for a GPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return [Finding("gpu", "ok", torch.cuda.get_device_name())]
+    return [Finding("gpu", "missing", f"torch {torch.__version__} sees none; everything runs on the CPU")]
+
+
+def check_rendering() -> list[Finding]:
+    """Render one pixel off screen with each library, in a process of its own: a bad driver may kill it."""
+    code = "import mujoco; c = mujoco.GLContext(8, 8); c.make_current(); c.free()"
+    working = []
+    for library in ("egl", "osmesa"):
+        environment = {**os.environ, "MUJOCO_GL": library}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+        working += [library] if done.returncode == 0 else []
+    if working:
+        return [Finding("rendering", "ok", ", ".join(working))]
+    mend = "install libegl1 or libosmesa6 (Debian, Ubuntu); until then videos are drawings seen from above"
+    return [Finding("rendering", "missing", mend)]
+
+
+def check_tasks() -> list[Finding]:
+    """Build every task."""
+    from myriad_lab.cli.list_tasks import describe
+    from myriad_lab.tasks import registry
+
+    entries = registry.list_tasks()
+    for entry in entries:
+        describe(entry)
+    return [Finding("tasks", "ok", f"{len(entries)} registered (`myriad list_tasks`)")]
+
+
+CHECKS: tuple[Callable[[], list[Finding]], ...] = (
+    check_python,
+    check_packages,
+    check_gpu,
+    check_rendering,
+    check_tasks,
+)
+
+
+def _version_of(module: str) -> str:
+    names = metadata.packages_distributions().get(module)
+    return metadata.version(names[0]) if names else "installed"
