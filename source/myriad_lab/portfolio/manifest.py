@@ -65,9 +65,7 @@ class Manifest:
     git_commit: str | None = None
     """Commit of the source tree, ``None`` outside a checkout."""
     arena: dict[str, Any] | None = None
-    """``Arena.to_dict()``: extent, walls, start; ``None`` for tasks without an arena."""
-    robot_radius: float = 0.0
-    """Radius of the robot seen from above [m], for the cells it can reach."""
+    """``Arena.to_dict()``: extent, walls, start, robot radius; ``None`` for tasks without an arena."""
     backend: str | None = None
     """Simulator backend."""
     files: dict[str, int] = field(default_factory=dict)
