@@ -188,25 +188,22 @@ class Arena:
         gap = (distances - wanted).abs()
         index = int(gap.flatten().argmin())
         x, y = self.cell_centers(cells).reshape(-1, 2)[index].tolist()
-        return x, y
+        return _tidy(x), _tidy(y)
 
     def scaled(self, factor: float, height_factor: float | None = None) -> Arena:
         """Return the same map ``factor`` times as large; heights too, unless ``height_factor`` says otherwise."""
         up = factor if height_factor is None else height_factor
-        boxes = tuple(
-            Box(
-                (box.center[0] * factor, box.center[1] * factor),
-                (box.half_size[0] * factor, box.half_size[1] * factor),
-                box.height * up,
-            )
-            for box in self.boxes
-        )
+
+        def pair(values: tuple[float, float]) -> tuple[float, float]:
+            return _tidy(values[0] * factor), _tidy(values[1] * factor)
+
+        boxes = tuple(Box(pair(box.center), pair(box.half_size), _tidy(box.height * up)) for box in self.boxes)
         field = self.height_field
         if field is not None:
             field = HeightField(tuple(tuple(h * up for h in row) for row in field.heights))
-        x_min, x_max, y_min, y_max = (value * factor for value in self.extent)
-        start = (self.start[0] * factor, self.start[1] * factor)
-        return Arena(self.name, (x_min, x_max, y_min, y_max), boxes, field, start, self.robot_radius * factor)
+        x_min, x_max, y_min, y_max = (_tidy(value * factor) for value in self.extent)
+        radius = _tidy(self.robot_radius * factor)
+        return Arena(self.name, (x_min, x_max, y_min, y_max), boxes, field, pair(self.start), radius)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the arena as plain JSON-able containers."""
@@ -274,6 +271,11 @@ class Arena:
         columns = torch.cat([step[1] for step in steps]).numpy()
         lengths = torch.cat([torch.full((len(step[0]),), step[2], dtype=torch.float64) for step in steps]).numpy()
         return rows, columns, lengths
+
+
+def _tidy(value: float) -> float:
+    """Drop the rounding dust of a product, so that messages and manifests show 4.8 and not 4.800000000000001."""
+    return round(value, 9)
 
 
 def _open(begin: torch.Tensor, end: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,250 @@
+"""A VecEnv made of one task and one simulator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from myriad_lab.envs.contract import EnvSpec, TermSpec, VecEnv
+from myriad_lab.envs.simulator import Simulator
+from myriad_lab.envs.task import Task
+from myriad_lab.errors import ConfigurationError
+
+
+class TaskEnv(VecEnv):
+    """Steps the simulator, lets the task read it, ends and restarts episodes; the contract is in ``VecEnv``.
+
+    Beside what ``VecEnv`` promises, ``extras["success"]`` (bool, ``(num_envs,)``) tells for tasks with a goal whether
+    it was reached at any time of the episode that is running or has just ended.
+    """
+
+    def __init__(
+        self, task: Task, simulator: Simulator, *, seed: int, final_obs: bool = True, task_id: str | None = None
+    ) -> None:
+        """Bind the task to the simulator and start the first episodes.
+
+        Args:
+            task: What to observe and reward.
+            simulator: What moves the robots.
+            seed: Seed of this env's own generator; nothing else is random here.
+            final_obs: Whether ``extras["final_obs"]`` is given.
+            task_id: Registered id for ``spec.task``; the name of the class by default.
+
+        Raises:
+            ConfigurationError: An observation of the task has another shape than its terms say.
+        """
+        self.task = task
+        self.simulator = simulator
+        self.num_envs = simulator.num_envs
+        self.device = simulator.device
+        self.cfg = task.cfg
+        self.max_episode_length = int(task.cfg.episode_steps)
+        self.provides_final_obs = final_obs
+        self.num_actions = len(task.robot.action.names)
+        self.spec = EnvSpec(
+            task=task_id or type(task).__name__,
+            observations=task.observation_terms(),
+            action=task.robot.action,
+            control_period=task.robot.control_period,
+            max_episode_length=self.max_episode_length,
+            robot=_robot_dict(task),
+        )
+        self.episode_length_buf = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
+        self._success_buf = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        self._all_ids = torch.arange(self.num_envs, device=self.device)
+        self._generator = torch.Generator(device=self.device)
+        self._generator.manual_seed(seed)
+        task.bind(self.num_envs, self.device)
+        self._reset_rows(self._all_ids)
+        reward_names = list(task.reward(simulator.state()))
+        self._reward_sums = {name: torch.zeros(self.num_envs, device=self.device) for name in reward_names}
+        self._check_terms()
+        self._obs = self._observe()
+
+    def reset(self, env_ids: torch.Tensor | None = None) -> TensorDict:
+        """Start a new episode in the rows ``env_ids`` (all by default) and return the observations of all.
+
+        Raises:
+            ConfigurationError: An id is out of range.
+        """
+        if env_ids is None:
+            rows = self._all_ids
+        else:
+            rows = torch.unique(torch.as_tensor(env_ids, dtype=torch.long, device=self.device))
+            if rows.numel() and (int(rows[0]) < 0 or int(rows[-1]) >= self.num_envs):
+                raise ConfigurationError(f"env_ids {rows.tolist()} are not all in 0 .. {self.num_envs - 1}.")
+        if rows.numel():
+            self._reset_rows(rows)
+            self._obs = self._observe()
+        return self._obs.clone()
+
+    def get_observations(self) -> TensorDict:
+        """Return a copy of the current observations."""
+        return self._obs.clone()
+
+    def step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict]:
+        """Apply the actions, clamped to [-1, 1], shape ``(num_envs, num_actions)``; see ``VecEnv``.
+
+        Raises:
+            ValueError: The shape is wrong or an action is not a number; the message names the envs.
+        """
+        diverged = self.simulator.step(self._checked(actions))
+        self.episode_length_buf += 1
+        state = self.simulator.state()
+        self.task.on_step(state, self._generator)
+        obs = self._observe()
+        # A sum is not finite where any entry is not: one pass over the observations instead of one per entry.
+        diverged = diverged | ~torch.isfinite(obs["policy"].sum(1) + obs["critic"].sum(1) + obs["features"].sum(1))
+        rewards, terms = self._rewards(state, diverged)
+        terminated = self.task.terminated(state) & ~diverged
+        time_outs = ((self.episode_length_buf >= self.max_episode_length) | diverged) & ~terminated
+        reached = self.task.success(state)
+        if reached is not None:
+            self._success_buf |= reached & ~diverged
+        dones = terminated | time_outs
+        extras: dict[str, Any] = {"terminated": terminated, "time_outs": time_outs, "diverged": diverged, "log": {}}
+        if reached is not None:
+            extras["success"] = self._success_buf.clone()
+        for name, value in terms.items():
+            self._reward_sums[name] += value
+        rows = dones.nonzero().flatten()
+        if self.provides_final_obs:
+            extras["final_obs"] = self._final_obs(obs, diverged) if rows.numel() else obs.clone()
+        if rows.numel():
+            extras["log"] = self._log(rows, terminated, time_outs, diverged, reached is not None)
+            self._reset_rows(rows)
+            obs = self._observe()
+        self._obs = obs
+        return obs.clone(), rewards, dones.long(), extras
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return simulator, task, counters, sums and generator: all that a bit-exact continuation needs."""
+        return {
+            "simulator": self.simulator.state_dict(),
+            "task": self.task.state_dict(),
+            "episode_length_buf": self.episode_length_buf.clone(),
+            "success_buf": self._success_buf.clone(),
+            "reward_sums": {name: value.clone() for name, value in self._reward_sums.items()},
+            "obs": {name: self._obs[name].clone() for name in self.spec.observations},
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned.
+
+        Raises:
+            ConfigurationError: The state is of another number of envs.
+        """
+        lengths = state["episode_length_buf"]
+        if lengths.shape != (self.num_envs,):
+            raise ConfigurationError(f"The state holds {len(lengths)} envs, this env {self.num_envs}.")
+        self.simulator.load_state_dict(state["simulator"])
+        self.task.load_state_dict(state["task"])
+        self.episode_length_buf = lengths.to(self.device, copy=True)
+        self._success_buf = state["success_buf"].to(self.device, copy=True)
+        self._reward_sums = {name: value.to(self.device, copy=True) for name, value in state["reward_sums"].items()}
+        self._obs = self._pack({name: value.to(self.device, copy=True) for name, value in state["obs"].items()})
+        self._generator.set_state(state["generator"].cpu())
+
+    def close(self) -> None:
+        """Free the simulator."""
+        self.simulator.close()
+
+    def _checked(self, actions: torch.Tensor) -> torch.Tensor:
+        if actions.shape != (self.num_envs, self.num_actions):
+            raise ValueError(f"actions have shape {tuple(actions.shape)}, not {(self.num_envs, self.num_actions)}.")
+        # NaN survives a sum whatever the other entries are (inf - inf is NaN too, hence the second look).
+        if bool(torch.isnan(actions.sum())):
+            rows = torch.isnan(actions).any(1).nonzero().flatten().tolist()
+            if rows:
+                more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
+                raise ValueError(f"NaN in the actions of envs {rows[:8]}{more}: the policy broke before this step.")
+        return actions.detach().to(self.device, torch.float32).clamp(-1.0, 1.0)
+
+    def _rewards(self, state: Any, diverged: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the total reward and its terms, 0 on diverged rows.
+
+        Rows whose reward is not finite are added to ``diverged`` in place.
+        """
+        terms = self.task.reward(state)
+        total = torch.zeros(self.num_envs, device=self.device)
+        for value in terms.values():
+            total = total + value
+        diverged |= ~torch.isfinite(total)
+        return total.masked_fill(diverged, 0.0), {k: v.masked_fill(diverged, 0.0) for k, v in terms.items()}
+
+    def _final_obs(self, obs: TensorDict, diverged: torch.Tensor) -> TensorDict:
+        """Return the last observations; on diverged rows those of the step before, the last that made sense."""
+        groups = {
+            name: torch.where(diverged.unsqueeze(1), self._obs[name], obs[name]) for name in self.spec.observations
+        }
+        return self._pack(groups)
+
+    def _log(
+        self, rows: torch.Tensor, terminated: torch.Tensor, time_outs: torch.Tensor, diverged: torch.Tensor, goal: bool
+    ) -> dict[str, torch.Tensor]:
+        """Return the scalars of the episodes that end now: mean sums of the reward terms, counts of the ends."""
+        log = {f"Episode_Reward/{name}": value[rows].mean() for name, value in self._reward_sums.items()}
+        log["Episode_Termination/terminated"] = terminated.sum().float()
+        log["Episode_Termination/time_out"] = (time_outs & ~diverged).sum().float()
+        log["Episode_Termination/diverged"] = diverged.sum().float()
+        log["Metrics/episode_length"] = self.episode_length_buf[rows].float().mean()
+        if goal:
+            log["Metrics/success"] = self._success_buf[rows].float().mean()
+        return log
+
+    def _reset_rows(self, rows: torch.Tensor) -> None:
+        self.simulator.reset(rows, self.task.reset_distribution(len(rows), self._generator))
+        self.task.on_reset(rows, self._generator)
+        self.episode_length_buf[rows] = 0
+        self._success_buf[rows] = False
+        for value in getattr(self, "_reward_sums", {}).values():
+            value[rows] = 0.0
+
+    def _observe(self) -> TensorDict:
+        state = self.simulator.state()
+        groups = {
+            group: torch.cat([value.reshape(self.num_envs, -1) for value in terms.values()], dim=1)
+            for group, terms in self.task.observe(state).items()
+            if group != "features"
+        }
+        # Simulators hand out live views; features are often a plain slice of one.
+        groups["features"] = self.task.features(state).clone()
+        return self._pack(groups)
+
+    def _pack(self, groups: dict[str, torch.Tensor]) -> TensorDict:
+        return TensorDict(dict(groups), batch_size=[self.num_envs], device=self.device)
+
+    def _check_terms(self) -> None:
+        """Compare what the task observes with what it announces."""
+        state = self.simulator.state()
+        seen = {
+            group: {k: tuple(v.shape[1:]) for k, v in terms.items()}
+            for group, terms in self.task.observe(state).items()
+        }
+        seen["features"] = {"features": (self.task.features(state).shape[1],)}
+        for group, terms in self.spec.observations.items():
+            told: dict[str, tuple[int, ...]] = {term.name: tuple(term.shape) for term in terms}
+            if group == "features":
+                told = {"features": (_width(terms),)}
+            if group not in seen or list(seen[group].items()) != list(told.items()):
+                raise ConfigurationError(
+                    f"Task {self.spec.task}: group {group!r} announces the terms {told} but observes {seen.get(group)}."
+                )
+
+
+def _width(terms: tuple[TermSpec, ...]) -> int:
+    return sum(torch.Size(term.shape).numel() for term in terms)
+
+
+def _robot_dict(task: Task) -> dict[str, Any]:
+    robot = task.robot
+    return {
+        "name": robot.name,
+        "joint_names": robot.joint_names,
+        "default_joint_pos": robot.default_joint_pos,
+        "stiffness": robot.stiffness,
+        "damping": robot.damping,
+    }
