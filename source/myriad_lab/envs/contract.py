@@ -20,7 +20,15 @@ class TermSpec:
     shape: tuple[int, ...]
     """Shape of the term of one env."""
     unit: str = "1"
-    """SI unit, ``1`` where the term is a plain number."""
+    """SI unit of the physical quantity, ``1`` where the term is a plain number."""
+    scale: tuple[float, ...] = ()
+    """The row holds ``scale * (quantity - offset)``, one entry per element; empty means 1."""
+    offset: tuple[float, ...] = ()
+    """See ``scale``; empty means 0."""
+    clip: float | None = None
+    """Bound on the magnitude of the row's entries, applied last; ``None`` where there is none."""
+    description: str = ""
+    """How to get the quantity on a robot, where the name does not say it all."""
 
 
 @dataclass(frozen=True)
