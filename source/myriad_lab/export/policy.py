@@ -1,0 +1,76 @@
+"""Export one policy of a bundle, or all of them, and verify what was written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from myriad_lab.errors import ConfigurationError
+from myriad_lab.export.contract import build_contract, contract_text, write_contract
+from myriad_lab.export.onnx import export_onnx, require_onnx, write_metadata
+from myriad_lab.export.torchscript import export_torchscript
+from myriad_lab.export.verify import TOLERANCE, Parity, verify_export
+from myriad_lab.portfolio.atomic import check_writable
+from myriad_lab.portfolio.bundle import Bundle
+
+
+@dataclass
+class Exported:
+    """What ``export_policy`` wrote."""
+
+    folder: Path
+    """Holds ``policy.onnx``, ``policy.pt`` and ``contract.json``."""
+    head: int | None
+    """Exported head, ``None`` for all."""
+    parity: Parity
+    """Measured differences to torch."""
+
+
+def export_policy(
+    bundle: Bundle,
+    folder: str | Path,
+    head: int | None,
+    obs: np.ndarray | None = None,
+    heads: np.ndarray | None = None,
+    *,
+    tolerance: float = TOLERANCE,
+) -> Exported:
+    """Write ``policy.onnx``, ``policy.pt`` and ``contract.json``, and compare them with torch.
+
+    Args:
+        bundle: Portfolio to export from.
+        folder: Where the files go.
+        head: Head to export, ``None`` for all heads with an index input.
+        obs: Recorded observations to compare on, shape (rows, num_obs); standard normal ones if there are none.
+        heads: Head that saw each of them (rows,), for ``head=None``; each row goes to some head if not given.
+        tolerance: Largest absolute difference of an action that passes.
+
+    Raises:
+        ConfigurationError: If there is no such head, the folder is not writable, or packages are missing.
+        ExportError: If a file differs from torch by more than ``tolerance``.
+    """
+    actor, folder = bundle.actor.cpu(), Path(folder)
+    require_onnx()
+    check_writable(folder)
+    observations = "recorded"
+    if obs is None or len(obs) == 0:
+        observations = "normal"
+        obs = np.random.default_rng(0).standard_normal((256, actor.num_obs)).astype(np.float32)
+    if obs.shape[1] != actor.num_obs:
+        raise ConfigurationError(f"observations of width {obs.shape[1]} for policies that take {actor.num_obs}")
+    if head is None:
+        policy = actor.indexed()
+        heads = np.arange(len(obs)) % actor.num_policies if heads is None else heads
+    else:
+        policy, heads = actor.single(head), None
+    indexed = head is None
+    contract = build_contract(bundle, head)
+    export_torchscript(policy, folder / "policy.pt", actor.num_obs, indexed)
+    export_onnx(policy, folder / "policy.onnx", actor.num_obs, indexed)
+    parity = verify_export(policy, folder, obs, heads, observations=observations, tolerance=tolerance)
+    contract["parity"] = {**parity.to_dict(), "tolerance": tolerance}
+    write_metadata(folder / "policy.onnx", contract_text(contract))
+    write_contract(folder, contract)
+    return Exported(folder, head, parity)
