@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from portfolio.helpers import make_actor, make_manifest, make_spec
 
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.export.contract import METADATA_KEY
@@ -18,6 +17,7 @@ from myriad_lab.export.policy import export_policy
 from myriad_lab.export.torchscript import load_torchscript
 from myriad_lab.export.verify import ExportError, run_onnx, verify_export
 from myriad_lab.portfolio.bundle import Bundle, load_bundle, save_bundle
+from portfolio.helpers import make_actor, make_manifest, make_spec
 
 
 def make_bundle(tmp_path: Path, **cfg: object) -> Bundle:

@@ -46,7 +46,7 @@ def run_onnx(path: str | Path, obs: np.ndarray, heads: np.ndarray | None) -> np.
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feeds = {INPUT: obs.astype(np.float32)}
+    feeds: dict[str, np.ndarray] = {INPUT: obs.astype(np.float32)}
     if heads is not None:
         feeds[HEAD_INPUT] = heads.astype(np.int64)
     return np.asarray(session.run([OUTPUT], feeds)[0])
