@@ -95,9 +95,12 @@ class TaskEnv(VecEnv):
         state = self.simulator.state()
         self.task.on_step(state, self._generator)
         obs = self._observe()
-        # A sum is not finite where any entry is not: one pass over the observations instead of one per entry.
-        diverged = diverged | ~torch.isfinite(obs["policy"].sum(1) + obs["critic"].sum(1) + obs["features"].sum(1))
-        rewards, terms = self._rewards(state, diverged)
+        terms = self.task.reward(state)
+        diverged, terms = self._without_diverged(obs, terms, diverged)
+        rewards = torch.zeros(self.num_envs, device=self.device)
+        for name, value in terms.items():
+            rewards += value
+            self._reward_sums[name] += value
         terminated = self.task.terminated(state) & ~diverged
         time_outs = ((self.episode_length_buf >= self.max_episode_length) | diverged) & ~terminated
         reached = self.task.success(state)
@@ -107,17 +110,19 @@ class TaskEnv(VecEnv):
         extras: dict[str, Any] = {"terminated": terminated, "time_outs": time_outs, "diverged": diverged, "log": {}}
         if reached is not None:
             extras["success"] = self._success_buf.clone()
-        for name, value in terms.items():
-            self._reward_sums[name] += value
         rows = dones.nonzero().flatten()
-        if self.provides_final_obs:
-            extras["final_obs"] = self._final_obs(obs, diverged) if rows.numel() else obs.clone()
-        if rows.numel():
+        if rows.numel() == 0:
+            self._obs, handed_out = obs, obs.clone()
+            final_obs = handed_out
+        else:
+            final_obs = self._final_obs(obs, diverged)
             extras["log"] = self._log(rows, terminated, time_outs, diverged, reached is not None)
             self._reset_rows(rows)
-            obs = self._observe()
-        self._obs = obs
-        return obs.clone(), rewards, dones.long(), extras
+            self._obs = self._observe()
+            handed_out = self._obs.clone()
+        if self.provides_final_obs:
+            extras["final_obs"] = final_obs
+        return handed_out, rewards, dones.long(), extras
 
     def state_dict(self) -> dict[str, Any]:
         """Return simulator, task, counters, sums and generator: all that a bit-exact continuation needs."""
@@ -163,17 +168,18 @@ class TaskEnv(VecEnv):
                 raise ValueError(f"NaN in the actions of envs {rows[:8]}{more}: the policy broke before this step.")
         return actions.detach().to(self.device, torch.float32).clamp(-1.0, 1.0)
 
-    def _rewards(self, state: Any, diverged: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the total reward and its terms, 0 on diverged rows.
-
-        Rows whose reward is not finite are added to ``diverged`` in place.
-        """
-        terms = self.task.reward(state)
-        total = torch.zeros(self.num_envs, device=self.device)
-        for value in terms.values():
-            total = total + value
-        diverged |= ~torch.isfinite(total)
-        return total.masked_fill(diverged, 0.0), {k: v.masked_fill(diverged, 0.0) for k, v in terms.items()}
+    def _without_diverged(
+        self, obs: TensorDict, terms: dict[str, torch.Tensor], diverged: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Add rows with a non-finite observation or reward to ``diverged``; return it and the rewards, 0 there."""
+        values = [obs[group] for group in self.spec.observations] + list(terms.values())
+        # A sum is not finite where any summand is not; one number tells that nothing broke, as almost always.
+        total = torch.stack([value.sum() for value in values]).sum()
+        if bool(torch.isfinite(total)) and not bool(diverged.any()):
+            return diverged, terms
+        finite = torch.stack([torch.isfinite(value.reshape(self.num_envs, -1)).all(1) for value in values]).all(0)
+        diverged = diverged | ~finite
+        return diverged, {name: value.masked_fill(diverged, 0.0) for name, value in terms.items()}
 
     def _final_obs(self, obs: TensorDict, diverged: torch.Tensor) -> TensorDict:
         """Return the last observations; on diverged rows those of the step before, the last that made sense."""
@@ -205,11 +211,12 @@ class TaskEnv(VecEnv):
 
     def _observe(self) -> TensorDict:
         state = self.simulator.state()
-        groups = {
-            group: torch.cat([value.reshape(self.num_envs, -1) for value in terms.values()], dim=1)
-            for group, terms in self.task.observe(state).items()
-            if group != "features"
-        }
+        groups: dict[str, torch.Tensor] = {}
+        joined: dict[int, torch.Tensor] = {}
+        for group, terms in self.task.observe(state).items():
+            if id(terms) not in joined:
+                joined[id(terms)] = torch.cat([value.reshape(self.num_envs, -1) for value in terms.values()], dim=1)
+            groups[group] = joined[id(terms)]
         # Simulators hand out live views; features are often a plain slice of one.
         groups["features"] = self.task.features(state).clone()
         return self._pack(groups)

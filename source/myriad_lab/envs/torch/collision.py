@@ -59,8 +59,9 @@ class BoxCollider:
         order = torch.where(near, torch.arange(len(arena.boxes)), len(arena.boxes)).sort(dim=1).values
         if order.shape[1] < self._slots:
             order = torch.full((len(near), self._slots), len(arena.boxes))
-        # (cells, 4 * slots): one contiguous row of left, right, bottom, top edges per cell, fetched by one gather.
-        table = padded[order[:, : self._slots]].transpose(1, 2).reshape(len(near), 4 * self._slots)
+        # (4 * slots, cells): left edges of all slots, then right, bottom, top; robots lie along the fast axis, so that
+        # every comparison below runs over contiguous memory.
+        table = padded[order[:, : self._slots]].permute(2, 1, 0).reshape(4 * self._slots, len(near))
         self._table = table.contiguous().to(device)
 
     def slide(self, xy: torch.Tensor, move: torch.Tensor) -> torch.Tensor:
@@ -69,18 +70,17 @@ class BoxCollider:
         x, y = xy[:, 0], xy[:, 1]
         column = ((x - self._origin_x) * self._per_x).clamp(0, self._columns - 1).long()
         row = ((y - self._origin_y) * self._per_y).clamp(0, self._rows - 1).long()
-        edges = self._table.index_select(0, column * self._rows + row).view(-1, 4, self._slots)
-        left, right, bottom, top = edges.unbind(1)
-        x = _stopped(x, move[:, 0], left, right, (bottom < y.unsqueeze(1)) & (top > y.unsqueeze(1)))
-        y = _stopped(y, move[:, 1], bottom, top, (left < x.unsqueeze(1)) & (right > x.unsqueeze(1)))
+        edges = self._table.index_select(1, column * self._rows + row).view(4, self._slots, -1)
+        left, right, bottom, top = edges.unbind(0)
+        x = _stopped(x, move[:, 0], left, right, (bottom < y) & (top > y))
+        y = _stopped(y, move[:, 1], bottom, top, (left < x) & (right > x))
         return torch.stack((x, y), dim=1)
 
 
 def _stopped(
     place: torch.Tensor, move: torch.Tensor, low: torch.Tensor, high: torch.Tensor, in_way: torch.Tensor
 ) -> torch.Tensor:
-    """Return ``place + move`` (n,), stopped at the nearest box ``[low, high]`` (n, b) of those in the way."""
-    here = place.unsqueeze(1)
-    ceiling = torch.where(in_way & (low >= here), low, _FAR).amin(1)
-    floor = torch.where(in_way & (high <= here), high, -_FAR).amax(1)
+    """Return ``place + move`` (n,), stopped at the nearest box ``[low, high]`` (b, n) of those in the way."""
+    ceiling = torch.where(in_way & (low >= place), low, _FAR).amin(0)
+    floor = torch.where(in_way & (high <= place), high, -_FAR).amax(0)
     return torch.minimum(torch.maximum(place + move, floor), ceiling)
