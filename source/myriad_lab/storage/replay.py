@@ -100,10 +100,11 @@ class ReplayBuffer:
             )
         self.capacity_steps, self.num_envs, self.num_policies = capacity_steps, num_envs, num_policies
         self.obs_sizes, self.num_actions = dict(obs_sizes), num_actions
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype = torch.empty(0, device=device).device, dtype
         self.num_slots = capacity_steps + 1 + guard_slots
         default_rows = max(2 * num_envs, math.ceil(capacity_steps * num_envs / 16))
         self.final_capacity = max(num_envs, default_rows if final_capacity is None else final_capacity)
+        self.final_rows = self.final_capacity + guard_slots * num_envs
         logger.info("Replay memory of %d x %d steps: %.1f MiB", capacity_steps, num_envs, self.num_bytes / 2**20)
         self._allocate()
 
@@ -113,7 +114,7 @@ class ReplayBuffer:
         item = torch.empty((), dtype=self.dtype).element_size()
         width = sum(self.obs_sizes.values())
         row = item * (width + self.num_actions) + 4 + 4 + 1
-        return self.num_slots * (self.num_envs * row + 1) + (self.final_capacity + 1) * width * item
+        return self.num_slots * (self.num_envs * row + 1) + (self.final_rows + 1) * width * item
 
     @property
     def num_steps(self) -> int:
@@ -152,7 +153,7 @@ class ReplayBuffer:
         rank = torch.cumsum(ended, 0, dtype=torch.int64)
         tickets = self._tickets_issued + rank - 1
         # rows that did not end all go to one extra row, so that the number of ends never has to reach the host
-        rows = torch.where(ended, tickets % self.final_capacity, self.final_capacity)
+        rows = torch.where(ended, tickets % self.final_rows, self.final_rows)
         for group, memory in self._obs.items():
             if not self._continues:
                 memory[here].copy_(obs[group])
@@ -264,7 +265,7 @@ class ReplayBuffer:
             return torch.full(size, math.nan, dtype=self.dtype, device=self.device)
 
         self._obs = {group: poison(*shape, width) for group, width in self.obs_sizes.items()}
-        self._final_obs = {group: poison(self.final_capacity + 1, width) for group, width in self.obs_sizes.items()}
+        self._final_obs = {group: poison(self.final_rows + 1, width) for group, width in self.obs_sizes.items()}
         self._actions = poison(*shape, self.num_actions)
         self._rewards = torch.full(shape, math.nan, device=self.device)
         self._flags = torch.zeros(shape, dtype=torch.uint8, device=self.device)
@@ -319,7 +320,7 @@ class ReplayBuffer:
         tickets = self._tickets.view(-1)[last_row].to(torch.int64)
         alive = (tickets >= 0) & (self._tickets_issued - tickets <= self.final_capacity)
         from_table = (terminated | time_out) & alive
-        table_rows = torch.where(from_table, tickets % self.final_capacity, self.final_capacity)
+        table_rows = torch.where(from_table, tickets % self.final_rows, self.final_rows)
         next_rows = (start + steps) % self.num_slots * self.num_envs + env_ids
         return ReplayBatch(
             obs={group: memory.flatten(0, 1)[rows[..., 0]].float() for group, memory in self._obs.items()},

@@ -1,0 +1,385 @@
+"""Parallel Q-learning (PQL, arXiv 2307.12983) for a population of deterministic policies."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from myriad_lab.algorithms.algorithm import Step
+from myriad_lab.errors import ConfigurationError
+from myriad_lab.functional.projection import categorical_projection
+from myriad_lab.networks.normalizer import RunningNormalizer
+from myriad_lab.networks.population import PopulationActor, check_population
+from myriad_lab.networks.q_ensemble import QEnsemble, QEnsembleCfg
+from myriad_lab.storage.replay import ReplayBatch, ReplayBuffer
+
+VALUE_METRICS = ("Loss/critic", "Policy/q_mean", "Policy/q_target")
+POLICY_METRICS = ("Loss/actor", "Policy/action_magnitude", "Policy/prior_distance")
+
+
+@dataclass
+class PQLCfg:
+    """Settings of parallel Q-learning; everything per head unless it says otherwise."""
+
+    gamma: float = 0.99
+    """Discount per control step."""
+    n_step: int = 3
+    """Longest window of rewards summed before the bootstrap."""
+    tau: float = 0.01
+    """Polyak factor of the target critics, at every critic update."""
+    batch_size: int = 256
+    """Rows per head and update."""
+    own_fraction: float = 0.5
+    """Share of rows drawn from the head's own envs; the rest comes from the envs of all heads."""
+    actor_lr: float = 3e-4
+    """Learning rate of the actor (AdamW)."""
+    critic_lr: float = 5e-4
+    """Learning rate of the critics (AdamW)."""
+    weight_decay: float = 0.0
+    """Weight decay of both optimisers."""
+    max_grad_norm: float = 1.0
+    """Gradient norm of the actor, and of the critics of each head, is clipped to this."""
+    reward_scale: float = 1.0
+    """Rewards are multiplied by this before the critics see them."""
+    value_updates_per_step: float = 1.0
+    """Critic updates per env step of all envs (collect : value = 1 : this)."""
+    policy_delay: int = 2
+    """Critic updates per policy update (policy : value = 1 : this)."""
+    target_noise: float = 0.0
+    """Standard deviation of the noise on target actions; 0 switches smoothing off."""
+    target_noise_clip: float = 0.2
+    """Bound of that noise."""
+    target_bounds: list[float] | None = None
+    """Lowest and highest value possible under the task's rewards; targets of scalar critics are clamped to them."""
+    sigma_min: float = 0.05
+    """Noise of the first env of each head's block; the others lie evenly between."""
+    sigma_max: float = 0.8
+    """Noise of the last env of each head's block."""
+    warmup_steps: int = 32
+    """Env steps before the first update; without a seed, actions are uniform random meanwhile."""
+    critic_warmup: int = 500
+    """Critic updates before the first policy update, with a seed: fresh critics would wreck a trained actor."""
+    prior_fraction: float = 0.0
+    """Share of each head's envs that keep acting with the seeding portfolio's own stochastic policy."""
+    prior_weight: float = 0.0
+    """Weight of the squared distance between the actions of the actor and of the seeding portfolio."""
+    replay_capacity: int = 1_000_000
+    """Transitions kept, over all envs and heads."""
+    critic_group: str = "policy"
+    """Observation group read by the critics."""
+    mixed_precision: bool = False
+    """Whether forward passes of the updates run in bfloat16."""
+    critic: QEnsembleCfg = field(default_factory=QEnsembleCfg)
+    """Shape of the critics."""
+
+    def validate(self) -> None:
+        """Raise ``ConfigurationError`` where a value is out of range."""
+        checks = {
+            "gamma": 0.0 <= self.gamma <= 1.0,
+            "n_step": self.n_step >= 1,
+            "tau": 0.0 < self.tau <= 1.0,
+            "batch_size": self.batch_size >= 1,
+            "own_fraction": 0.0 <= self.own_fraction <= 1.0,
+            "value_updates_per_step": self.value_updates_per_step > 0.0,
+            "policy_delay": self.policy_delay >= 1,
+            "prior_fraction": 0.0 <= self.prior_fraction < 1.0,
+            "sigma_max": 0.0 <= self.sigma_min <= self.sigma_max,
+            "warmup_steps": self.warmup_steps >= 1,
+            "replay_capacity": self.replay_capacity >= 1,
+        }
+        for name, good in checks.items():
+            if not good:
+                raise ConfigurationError(f"{name}={getattr(self, name)} of PQL is out of range; see PQLCfg.{name}.")
+        self.critic.validate()
+
+
+class PQL:
+    """Twin critics and a deterministic policy per head, learnt from a shared replay memory.
+
+    ``value_update`` and ``policy_update`` are the learner; ``update`` runs both in the configured ratio in one process,
+    and the parallel runner calls each in a process of its own. Targets: n-step return with the true effective length
+    plus the smaller of the two target critics at the action of the current policy (TD3 without a target actor). A
+    categorical critic takes the whole distribution of the head with the smaller expectation, so that mass is kept.
+
+    Args:
+        actor: The policies; trained in place, acts with ``tanh(mean)``, its log-std is left alone.
+        cfg: Settings.
+        num_envs: Envs observed per step; env e belongs to head ``e // (num_envs // num_policies)``.
+        obs_sizes: Group -> width; needs ``policy`` and ``cfg.critic_group``.
+        device: Where networks and replay live.
+        seed: Seed of all random numbers drawn here.
+        seeded: Whether ``actor`` comes from a portfolio; see ``warmup_steps``, ``critic_warmup``, ``prior_fraction``.
+        replay: A replay memory to use instead of an own one, as a learner process does.
+        guard_slots: See ``ReplayBuffer``.
+
+    Raises:
+        ConfigurationError: If the configuration, the heads or the groups do not fit.
+    """
+
+    def __init__(
+        self,
+        actor: PopulationActor,
+        cfg: PQLCfg,
+        num_envs: int,
+        obs_sizes: dict[str, int],
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        *,
+        seeded: bool = False,
+        replay: ReplayBuffer | None = None,
+        guard_slots: int = 0,
+    ) -> None:
+        cfg.validate()
+        missing = {"policy", cfg.critic_group} - obs_sizes.keys()
+        if missing:
+            raise ConfigurationError(f"PQL needs the observation groups {sorted(missing)}; got {sorted(obs_sizes)}.")
+        self.cfg, self.num_envs, self.seeded = cfg, num_envs, seeded
+        self.device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", which can be compared
+        self.num_policies, self.num_actions = actor.num_policies, actor.num_actions
+        self.envs_per_policy = check_population(num_envs, actor.num_policies)
+        self.groups = {"policy": obs_sizes["policy"], cfg.critic_group: obs_sizes[cfg.critic_group]}
+        self.actor = actor.to(self.device)
+        self.prior = copy.deepcopy(self.actor).requires_grad_(False) if seeded else None
+        weights = torch.Generator().manual_seed(seed)
+        critic = QEnsemble(self.groups[cfg.critic_group], self.num_actions, self.num_policies, cfg.critic, weights)
+        self.critic = critic.to(self.device)
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.generator = torch.Generator(self.device).manual_seed(seed + 1)
+        self._guard_slots = guard_slots
+        self.replay = replay if replay is not None else self._make_replay()
+        apart = self.replay.device != self.device
+        self._draws = torch.Generator(self.replay.device).manual_seed(seed + 2) if apart else self.generator
+        self.noise_scale = self._noise_ladder()
+        self.actor_optimizer = _adamw(self.actor, cfg.actor_lr, cfg.weight_decay)
+        self.critic_optimizer = _adamw(self.critic, cfg.critic_lr, cfg.weight_decay)
+        self.steps, self.value_updates, self.policy_updates = 0, 0, 0
+        self.idle_steps = cfg.warmup_steps
+
+    @torch.no_grad()
+    def act(self, obs: TensorDict) -> torch.Tensor:
+        """Return exploratory actions in [-1, 1], (num_envs, num_actions)."""
+        noise = torch.randn(self.num_envs, self.num_actions, generator=self.generator, device=self.device)
+        if self.steps < self.cfg.warmup_steps and self.prior is None:
+            return torch.rand(noise.shape, generator=self.generator, device=self.device) * 2.0 - 1.0
+        grouped = obs["policy"].unflatten(0, (self.num_policies, -1))
+        mean = self.actor.squash(self.actor(grouped)[0]).flatten(0, 1)
+        actions = (mean + self.noise_scale * noise).clamp(-1.0, 1.0)
+        if self.prior is None or self.cfg.prior_fraction == 0.0:
+            return actions
+        explored = self.prior.act(obs["policy"], self.generator).action
+        return torch.where(self.prior_mask, explored, actions)
+
+    def observe(self, step: Step) -> None:
+        """Store one env step and merge its observations into the running statistics.
+
+        Raises:
+            ConfigurationError: If the step has no ``final_obs``.
+        """
+        self.replay.write(
+            step.obs,
+            step.actions,
+            step.rewards,
+            step.terminated,
+            step.time_outs,
+            step.next_obs,
+            step.final_obs,
+            step.valid,
+        )
+
+        # the observation before a divergence may already be far off: count the one after the reset instead
+        def sane(group: str) -> torch.Tensor:
+            return torch.where(step.valid.unsqueeze(-1), step.obs[group], step.next_obs[group])
+
+        self.critic.update_normalizer(sane(self.cfg.critic_group))
+        self.target_critic.update_normalizer(sane(self.cfg.critic_group))
+        if isinstance(self.actor.normalizer, RunningNormalizer) and not self.seeded:
+            self.actor.normalizer.update(sane("policy"))
+        self.steps += 1
+
+    def update(self) -> dict[str, torch.Tensor]:
+        """Do the critic and policy updates that the steps observed so far entitle to; empty if there are none."""
+        due = self.earned_value_updates() - self.value_updates
+        if due <= 0:
+            return {}
+        logs: dict[str, list[torch.Tensor]] = {}
+        for batch in self.sample(due).split(due):
+            metrics = self.value_update(batch)
+            if self.policy_update_is_due():
+                metrics |= self.policy_update(batch)
+            for key, value in metrics.items():
+                logs.setdefault(key, []).append(value)
+        return {key: torch.stack(values).mean() for key, values in logs.items()}
+
+    def restart_replay(self) -> None:
+        """Collect ``warmup_steps`` before learning goes on, as after a resume without the replay memory."""
+        self.replay = self._make_replay()
+        self.idle_steps += self.cfg.warmup_steps
+
+    def earned_value_updates(self) -> int:
+        """Return how many critic updates the observed steps entitle to, from the start."""
+        return int(max(0, self.steps - self.idle_steps) * self.cfg.value_updates_per_step + 1e-9)
+
+    def policy_update_is_due(self) -> bool:
+        """Return whether the critic updates done entitle to one more policy update."""
+        return self.due_policy_updates(self.value_updates) > self.policy_updates
+
+    def due_policy_updates(self, value_updates: int) -> int:
+        """Return how many policy updates ``value_updates`` critic updates entitle to, from the start."""
+        waited = self.cfg.critic_warmup if self.seeded else 0
+        return max(0, value_updates - waited) // self.cfg.policy_delay
+
+    def sample(self, updates: int = 1) -> ReplayBatch:
+        """Draw the rows of ``updates`` minibatches, (num_policies, updates * batch_size, ...)."""
+        cfg = self.cfg
+        batch = self.replay.sample_mixed(
+            cfg.batch_size * updates, self._draws, own_fraction=cfg.own_fraction, n_step=cfg.n_step, gamma=cfg.gamma
+        )
+        return batch if self._draws is self.generator else batch.map(lambda tensor: tensor.to(self.device))
+
+    def value_update(self, batch: ReplayBatch) -> dict[str, torch.Tensor]:
+        """Take one step on the critics of all heads and move their targets; returns ``VALUE_METRICS``."""
+        with self._autocast():
+            target, value = self._targets(batch)
+            raw = self.critic(batch.obs[self.cfg.critic_group], batch.actions).float()
+        if self.critic.cfg.kind == "categorical":
+            errors = -(target.unsqueeze(1) * raw.log_softmax(-1)).sum(-1)
+        else:
+            errors = (raw - target.unsqueeze(1)).square()
+        losses = _weighted_mean(errors.sum(1), batch.weights)
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        # a sum over heads: the step of a head does not depend on how many others there are
+        losses.sum().backward()
+        _clip_per_head(list(self.critic.parameters()), self.num_policies, self.cfg.max_grad_norm)
+        self.critic_optimizer.step()
+        # optimiser and target update touch lists of stacked parameters: a handful of kernels for any number of heads
+        online = [p.detach() for p in self.critic.parameters()]
+        torch._foreach_lerp_(list(self.target_critic.parameters()), online, self.cfg.tau)
+        self.value_updates += 1
+        means = (losses.mean(), self.critic.expectation(raw).mean(), value.mean())
+        return {key: metric.detach() for key, metric in zip(VALUE_METRICS, means, strict=True)}
+
+    def policy_update(self, batch: ReplayBatch) -> dict[str, torch.Tensor]:
+        """Take one deterministic policy-gradient step on all heads; returns ``POLICY_METRICS``."""
+        obs = batch.obs["policy"]
+        with self._autocast():
+            actions = self.actor.squash(self.actor(obs)[0])
+            value = self.critic.values(batch.obs[self.cfg.critic_group], actions).float().amin(1)
+        distance = torch.zeros_like(value)
+        if self.prior is not None and self.cfg.prior_weight > 0.0:
+            with torch.no_grad():
+                wanted = self.prior.squash(self.prior(obs)[0])
+            distance = (actions - wanted).square().mean(-1)
+        loss = _weighted_mean(self.cfg.prior_weight * distance - value, batch.weights).mean()
+        parameters = [p for p in self.actor.parameters() if p.requires_grad]
+        # only the actor's gradients are formed; the critics' parameters get none
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        torch.nn.utils.clip_grad_norm_(parameters, self.cfg.max_grad_norm)
+        self.actor_optimizer.step()
+        self.policy_updates += 1
+        means = (loss, actions.abs().mean(), distance.mean())
+        return {key: metric.detach() for key, metric in zip(POLICY_METRICS, means, strict=True)}
+
+    def keep_heads(self, head_ids: Sequence[int]) -> None:
+        """Go on with the given heads only and give them all envs, with their critics; optimisers start anew."""
+        self.replay.regroup(head_ids)
+        self.actor = self.actor.select(head_ids)
+        self.prior = None if self.prior is None else self.prior.select(head_ids).requires_grad_(False)
+        self.critic = self.critic.select(head_ids)
+        self.target_critic = self.target_critic.select(head_ids).requires_grad_(False)
+        self.num_policies = len(head_ids)
+        self.envs_per_policy = check_population(self.num_envs, self.num_policies)
+        self.noise_scale = self._noise_ladder()
+        self.actor_optimizer = _adamw(self.actor, self.cfg.actor_lr, self.cfg.weight_decay)
+        self.critic_optimizer = _adamw(self.critic, self.cfg.critic_lr, self.cfg.weight_decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return networks, optimisers, counters and generator; the replay memory has a state of its own."""
+        return {
+            **{name: module.state_dict() for name, module in self._modules().items()},
+            "actor_optimizer": self.actor_optimizer.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "counters": [self.steps, self.value_updates, self.policy_updates, self.idle_steps],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        for name, module in self._modules().items():
+            module.load_state_dict(state[name])
+        self.actor_optimizer.load_state_dict(state["actor_optimizer"])
+        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        self.generator.set_state(state["generator"])
+        self.steps, self.value_updates, self.policy_updates, self.idle_steps = (int(x) for x in state["counters"])
+
+    def _make_replay(self) -> ReplayBuffer:
+        return ReplayBuffer(
+            max(self.cfg.n_step + 1, self.cfg.replay_capacity // self.num_envs),
+            self.num_envs,
+            self.num_policies,
+            self.groups,
+            self.num_actions,
+            self.device,
+            guard_slots=self._guard_slots,
+        )
+
+    def _modules(self) -> dict[str, torch.nn.Module]:
+        modules: dict[str, torch.nn.Module] = {"actor": self.actor, "critic": self.critic}
+        modules["target_critic"] = self.target_critic
+        return modules if self.prior is None else {**modules, "prior": self.prior}
+
+    def _noise_ladder(self) -> torch.Tensor:
+        """Return the noise of every env, (num_envs, 1): the same ladder within the block of each head."""
+        ladder = torch.linspace(self.cfg.sigma_min, self.cfg.sigma_max, self.envs_per_policy, device=self.device)
+        rank = torch.arange(self.envs_per_policy, device=self.device)
+        # spread evenly over the block: envs that follow the prior should not all be taken from one end of the ladder
+        share = self.cfg.prior_fraction
+        prior = ((rank + 1) * share).floor() > (rank * share).floor()
+        self.prior_mask = prior.repeat(self.num_policies).unsqueeze(-1)
+        return ladder.repeat(self.num_policies).unsqueeze(-1)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.mixed_precision)
+
+    @torch.no_grad()
+    def _targets(self, batch: ReplayBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return targets, (m, batch) or (m, batch, num_atoms), and the values bootstrapped from, (m, batch)."""
+        actions = self.actor.squash(self.actor(batch.next_obs["policy"])[0])
+        if self.cfg.target_noise > 0.0:
+            noise = torch.randn(actions.shape, generator=self.generator, device=self.device)
+            bound = self.cfg.target_noise_clip
+            actions = (actions + (noise * self.cfg.target_noise).clamp(-bound, bound)).clamp(-1.0, 1.0)
+        raw = self.target_critic(batch.next_obs[self.cfg.critic_group], actions).float()
+        values = self.target_critic.expectation(raw)
+        value, which = values.min(1)
+        rewards = batch.rewards * self.cfg.reward_scale
+        if self.target_critic.cfg.kind == "categorical":
+            index = which[:, None, :, None].expand(-1, 1, -1, raw.shape[-1])
+            probabilities = raw.softmax(-1).gather(1, index).squeeze(1)
+            support = self.target_critic.support
+            return categorical_projection(probabilities, rewards, batch.discounts, support), value
+        target = rewards + batch.discounts * value
+        return target if self.cfg.target_bounds is None else target.clamp(*self.cfg.target_bounds), value
+
+
+def _adamw(module: torch.nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    return torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def _weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return the mean of (m, batch) over usable rows, (m,)."""
+    return (values * weights).sum(-1) / weights.sum(-1).clamp_min(1.0)
+
+
+def _clip_per_head(parameters: list[torch.nn.Parameter], num_policies: int, max_norm: float) -> None:
+    """Clip the gradient norm of each head's own rows of the stacked parameters: heads stay independent."""
+    gradients = [p.grad.view(num_policies, -1) for p in parameters if p.grad is not None]
+    norms = torch.stack([g.square().sum(1) for g in gradients]).sum(0).sqrt()
+    scale = (max_norm / (norms + 1e-6)).clamp_max(1.0).unsqueeze(1)
+    torch._foreach_mul_(gradients, [scale] * len(gradients))

@@ -1,0 +1,244 @@
+"""The learner against values computed by hand, and the promises it makes about heads, noise and gradients."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from myriad_lab.algorithms.algorithm import Step
+from myriad_lab.algorithms.pql import POLICY_METRICS, PQL, VALUE_METRICS, PQLCfg
+from myriad_lab.errors import ConfigurationError
+from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
+from myriad_lab.networks.q_ensemble import QEnsembleCfg
+
+CHAIN = 4
+GAMMA = 0.9
+SIZES = {"policy": CHAIN, "critic": CHAIN}
+ACTOR = PopulationActorCfg(trunk=[16], adapter_dim=8)
+
+
+def make(num_policies: int = 2, num_envs: int = 4, seed: int = 0, seeded: bool = False, **cfg) -> PQL:
+    critic = cfg.pop("critic", QEnsembleCfg(hidden=[32], obs_normalization=False))
+    defaults = {"gamma": GAMMA, "batch_size": 32, "warmup_steps": 4, "replay_capacity": 4000, "critic": critic}
+    torch.manual_seed(seed)
+    actor = PopulationActor(CHAIN, 1, num_policies, ACTOR)
+    return PQL(actor, PQLCfg(**{**defaults, **cfg}), num_envs, SIZES, seed=seed, seeded=seeded)
+
+
+def chain_step(states: torch.Tensor, time_out: bool, actions: torch.Tensor | None = None) -> tuple[Step, torch.Tensor]:
+    """Walk right by one; the last state ends the episode with reward 1, truly or by the time limit."""
+    last = states == CHAIN - 1
+    after = torch.where(last, 0, states + 1)
+
+    def one_hot(index: torch.Tensor) -> TensorDict:
+        rows = torch.nn.functional.one_hot(index, CHAIN).float()
+        return TensorDict({"policy": rows, "critic": rows.clone()}, batch_size=[len(index)])
+
+    never = torch.zeros_like(last)
+    step = Step(
+        obs=one_hot(states),
+        actions=torch.zeros(len(states), 1) if actions is None else actions,
+        rewards=last.float(),
+        terminated=never if time_out else last,
+        time_outs=last if time_out else never,
+        next_obs=one_hot(after),
+        final_obs=one_hot(torch.where(last, CHAIN - 1, after)),
+        valid=torch.ones_like(last),
+    )
+    return step, after
+
+
+def feed(pql: PQL, steps: int, time_out: bool = False, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.arange(pql.num_envs) % CHAIN
+    for _ in range(steps):
+        actions = torch.rand(pql.num_envs, 1, generator=generator) * 2 - 1
+        step, states = chain_step(states, time_out, actions)
+        pql.observe(step)
+
+
+def chain_values(pql: PQL) -> torch.Tensor:
+    rows = torch.eye(CHAIN).expand(pql.num_policies, -1, -1)
+    with torch.no_grad():
+        return pql.critic.values(rows, torch.zeros(pql.num_policies, CHAIN, 1))
+
+
+# terminal: 1 at the end, discounted backwards. time-out: the end state follows itself for ever, 1 / (1 - gamma).
+EXPECTED = {
+    False: torch.tensor([GAMMA**3, GAMMA**2, GAMMA, 1.0]),
+    True: torch.tensor([GAMMA**3, GAMMA**2, GAMMA, 1.0]) / (1.0 - GAMMA),
+}
+
+
+@pytest.mark.parametrize("time_out", [False, True], ids=["terminal", "time_out"])
+@pytest.mark.parametrize("kind", ["scalar", "categorical"])
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_critics_converge_to_hand_computed_values(time_out: bool, kind: str, n_step: int) -> None:
+    critic = QEnsembleCfg(hidden=[32], kind=kind, obs_normalization=False, v_max=12.0, num_atoms=61)
+    pql = make(critic=critic, n_step=n_step, tau=0.1, critic_lr=3e-3, max_grad_norm=100.0)
+    feed(pql, 60, time_out)
+    for _ in range(900):
+        pql.value_update(pql.sample())
+    expected = EXPECTED[time_out].expand(2, 2, CHAIN)
+    assert torch.allclose(chain_values(pql), expected, atol=0.03 * float(expected.max()))
+
+
+def test_targets_take_the_smaller_critic_and_the_true_discount() -> None:
+    pql = make(num_policies=1, num_envs=1, n_step=3)
+    with torch.no_grad():
+        for parameter in pql.target_critic.parameters():
+            parameter.zero_()
+        pql.target_critic.biases[-1].copy_(torch.tensor([5.0, 3.0]).view(2, 1, 1))
+    feed(pql, 6)
+    batch = pql.replay.sample(64, torch.Generator().manual_seed(0), n_step=3, gamma=GAMMA)
+    target, value = pql._targets(batch)
+    assert torch.equal(value, torch.full((1, 64), 3.0))
+    assert torch.allclose(target, batch.rewards + batch.discounts * 3.0)
+    assert set(batch.discounts.flatten().tolist()) > {0.0}
+
+
+def test_categorical_target_is_the_whole_distribution_of_the_worse_critic() -> None:
+    critic = QEnsembleCfg(hidden=[8], kind="categorical", num_atoms=3, v_min=0.0, v_max=2.0, obs_normalization=False)
+    pql = make(num_policies=1, num_envs=1, critic=critic, gamma=1.0, n_step=1)
+    logits = torch.tensor([[0.0, 5.0, 0.0], [3.0, 0.0, 3.1]])
+    with torch.no_grad():
+        for parameter in pql.target_critic.parameters():
+            parameter.zero_()
+        pql.target_critic.biases[-1].copy_(logits.unsqueeze(1))
+    feed(pql, 8)
+    batch = pql.replay.sample(32, torch.Generator().manual_seed(0), n_step=1, gamma=1.0)
+    target, _ = pql._targets(batch)
+    assert torch.allclose(target.sum(-1), torch.ones(1, 32))
+    inner = (batch.rewards == 0) & (batch.discounts == 1)
+    # expectations are 1.0 and 1.016: the first is smaller, and an elementwise minimum would mix the two
+    assert torch.allclose(target[inner], logits[0].softmax(-1).expand(int(inner.sum()), -1), atol=1e-6)
+
+
+def test_changing_one_head_leaves_the_critics_of_the_others_bit_identical() -> None:
+    plain, changed = make(own_fraction=1.0), make(own_fraction=1.0)
+    feed(plain, 30)
+    feed(changed, 30)
+    changed.replay._rewards[:, :2] += 7.0
+    for pql in (plain, changed):
+        for _ in range(20):
+            pql.value_update(pql.sample())
+    for a, b in zip(plain.critic.parameters(), changed.critic.parameters(), strict=True):
+        assert torch.equal(a[2:], b[2:])
+        assert not torch.equal(a[:2], b[:2])
+
+
+def test_pooled_rows_of_other_heads_reach_every_critic() -> None:
+    plain, changed = make(own_fraction=0.0), make(own_fraction=0.0)
+    feed(plain, 30)
+    feed(changed, 30)
+    changed.replay._rewards[:, :2] += 7.0
+    for pql in (plain, changed):
+        pql.value_update(pql.sample())
+    assert not torch.equal(plain.critic.weights[0][2:], changed.critic.weights[0][2:])
+
+
+def test_each_update_moves_its_own_networks_only() -> None:
+    pql = make()
+    feed(pql, 20)
+    before = {name: copy.deepcopy(module.state_dict()) for name, module in pql._modules().items()}
+
+    def moved() -> set[str]:
+        states = {name: module.state_dict() for name, module in pql._modules().items()}
+        return {n for n, s in states.items() if any(not torch.equal(s[k], before[n][k]) for k in s)}
+
+    assert set(pql.value_update(pql.sample())) == set(VALUE_METRICS)
+    assert moved() == {"critic", "target_critic"}
+    before = {name: copy.deepcopy(module.state_dict()) for name, module in pql._modules().items()}
+    pql.critic_optimizer.zero_grad(set_to_none=True)
+    assert set(pql.policy_update(pql.sample())) == set(POLICY_METRICS)
+    assert moved() == {"actor"}
+    assert all(p.grad is None for p in pql.critic.parameters())
+
+
+def test_policy_climbs_the_critic() -> None:
+    pql = make(actor_lr=3e-3)
+    feed(pql, 20)
+    grown = torch.eye(CHAIN).expand(2, -1, -1)
+    before = pql.actor(grown)[0].tanh()
+    pql.critic.values = lambda obs, actions: actions.squeeze(-1).unsqueeze(1).expand(-1, 2, -1)  # type: ignore
+    for _ in range(50):
+        pql.policy_update(pql.sample())
+    assert bool((pql.actor(grown)[0].tanh() > before + 0.3).all())
+
+
+def test_noise_ladder_runs_within_each_head() -> None:
+    pql = make(num_policies=3, num_envs=12, sigma_min=0.1, sigma_max=0.4, warmup_steps=1)
+    assert pql.noise_scale.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4] * 3)
+    feed(pql, 1)
+    obs = chain_step(torch.zeros(12, dtype=torch.long), False)[0].obs
+    mean = pql.actor.act(obs["policy"], deterministic=True).action
+    spread = torch.stack([pql.act(obs) - mean for _ in range(3000)]).std(0).flatten()
+    assert torch.allclose(spread, pql.noise_scale.flatten(), rtol=0.1)
+    assert bool((pql.act(obs).abs() <= 1.0).all())
+
+
+def test_only_an_unseeded_actor_starts_with_random_actions() -> None:
+    obs = chain_step(torch.zeros(4, dtype=torch.long), False)[0].obs
+    fresh, seeded = (make(seeded=s, sigma_min=0.0, sigma_max=0.0) for s in (False, True))
+    assert torch.stack([fresh.act(obs) for _ in range(500)]).std() == pytest.approx(3**-0.5, abs=0.05)
+    assert torch.equal(seeded.act(obs), seeded.actor.act(obs["policy"], deterministic=True).action)
+
+
+def test_part_of_the_envs_follow_the_seed_and_they_are_spread_over_the_ladder() -> None:
+    pql = make(num_policies=2, num_envs=16, seeded=True, prior_fraction=0.25, sigma_min=0.0, sigma_max=0.0)
+    assert pql.prior_mask.flatten().tolist() == ([False] * 3 + [True]) * 4
+    obs = chain_step(torch.zeros(16, dtype=torch.long), False)[0].obs
+    mean = pql.actor.act(obs["policy"], deterministic=True).action
+    assert torch.equal((pql.act(obs) == mean).flatten(), ~pql.prior_mask.flatten())
+
+
+def test_updates_are_counted_and_a_seeded_actor_waits() -> None:
+    pql = make(value_updates_per_step=1.5, policy_delay=2, warmup_steps=4, critic_warmup=10, seeded=True)
+    states = torch.arange(4) % CHAIN
+    counts = []
+    for _ in range(20):
+        step, states = chain_step(states, False)
+        pql.observe(step)
+        pql.update()
+        counts.append((pql.value_updates, pql.policy_updates))
+    assert [v for v, _ in counts] == [int(1.5 * max(0, i + 1 - 4)) for i in range(20)]
+    assert all(p == max(0, v - 10) // 2 for v, p in counts)
+
+
+def test_state_dict_continues_bit_exactly() -> None:
+    first, second = make(seeded=True, critic_warmup=0), make(seed=5, seeded=True, critic_warmup=0)
+    feed(first, 20)
+    first.update()
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    second.replay.load_state_dict(first.replay.state_dict())
+    for pql in (first, second):
+        feed(pql, 5, seed=3)
+        pql.update()
+    for name, module in first._modules().items():
+        for key, value in module.state_dict().items():
+            assert torch.equal(value, second._modules()[name].state_dict()[key]), f"{name}.{key}"
+
+
+def test_kept_heads_keep_their_networks_and_get_all_envs() -> None:
+    pql = make(num_policies=4, num_envs=8)
+    feed(pql, 20)
+    rows = torch.eye(CHAIN).expand(4, -1, -1)
+    before, values = pql.actor(rows)[0], pql.critic.values(rows, torch.zeros(4, CHAIN, 1))
+    pql.keep_heads([1, 3])
+    assert torch.equal(pql.actor(rows[:2])[0], before[[1, 3]])
+    assert torch.equal(pql.critic.values(rows[:2], torch.zeros(2, CHAIN, 1)), values[[1, 3]])
+    assert (pql.envs_per_policy, pql.noise_scale.shape) == (4, (8, 1))
+    assert set(pql.update()) == {*VALUE_METRICS, *POLICY_METRICS}
+
+
+def test_bad_settings_are_named() -> None:
+    for name, value in (("gamma", 1.5), ("n_step", 0), ("sigma_max", 0.01), ("prior_fraction", 1.0)):
+        with pytest.raises(ConfigurationError, match=f"{name}={value}"):
+            make(**{name: value})
+    with pytest.raises(ConfigurationError, match="Did you mean scalar"):
+        make(critic=QEnsembleCfg(kind="scaler"))
+    with pytest.raises(ConfigurationError, match="privileged"):
+        make(critic_group="privileged")
