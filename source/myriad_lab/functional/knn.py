@@ -1,0 +1,234 @@
+"""Exact k-nearest-neighbour search over pooled particles.
+
+Two methods, both exact: a KD-tree in double precision on the CPU in few dimensions (:mod:`.knn_tree`), and tiles of one
+matmul with a selection and a re-ranking by direct subtraction everywhere else (:mod:`.knn_dense`). On the CPU the rows
+in which the dense search cannot rule out a rounding error are searched again with the tree. On a GPU nothing is read
+back: there a neighbour can be confused with another one only where their squared distances differ by less than about
+``2 d eps R^2``, with R the radius of the centred data; pass float64 to shrink ``eps``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from myriad_lab.errors import ConfigurationError
+from myriad_lab.functional.knn_dense import Exclusion, dense_search
+from myriad_lab.functional.knn_tree import (
+    separate,
+    spread_of,
+    tree_search,
+    tree_search_groups,
+    tree_search_self,
+)
+
+Exclude = Literal["none", "self", "group"]
+Method = Literal["auto", "tree", "dense"]
+
+TREE_MAX_DIM = 6
+"""Most dimensions in which the tree beats the dense search on a CPU; see ``myriad benchmark knn``."""
+
+
+def knn(
+    queries: torch.Tensor,
+    references: torch.Tensor,
+    k: int,
+    *,
+    query_groups: torch.Tensor | None = None,
+    reference_groups: torch.Tensor | None = None,
+    exclude: Exclude = "none",
+    method: Method = "auto",
+    chunk: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ``k`` nearest references of each query, exactly, in ascending order.
+
+    Args:
+        queries: Features, shape (n, d), float32 or float64.
+        references: Features, shape (m, d), same type and device.
+        k: Number of neighbours, at most the number of references a query may see.
+        query_groups: Integer group of each query, shape (n,); only for ``exclude="group"``.
+        reference_groups: Integer group of each reference, shape (m,); only for ``exclude="group"``.
+        exclude: ``none``; ``self``: query i is reference i and does not see itself; ``group``: a query does not see
+            the references of its own group, e.g. of its own trajectory.
+        method: ``tree`` (CPU only), ``dense``, or ``auto``: the faster one as measured.
+        chunk: Queries per tile of the dense method; ``None`` chooses.
+
+    Returns:
+        Distances in the unit of the features, shape (n, k), and reference indices, long (n, k).
+
+    Raises:
+        ConfigurationError: Shapes, types or devices that do not fit; ``k`` below 1 or above the number of allowed
+            references; features that are not finite. The last check, and the count of foreign groups, would read
+            values back from a GPU: there features that are not finite turn every distance into NaN, and a missing
+            neighbour has an infinite distance.
+    """
+    _check_shapes(queries, references, k, exclude, query_groups, reference_groups)
+    groups = exclude == "group"
+    if queries.device.type == "cpu":
+        _check_values(queries, references)
+        if groups:
+            assert query_groups is not None
+            assert reference_groups is not None
+            _check_group_sizes(query_groups, reference_groups, k)
+        if _use_tree(method, queries.shape[-1]):
+            return _tree(queries, references, k, query_groups, reference_groups, exclude)
+    exclusion = Exclusion(exclude == "self", *(_batched(ids) if groups else None for ids in (query_groups, reference_groups)))
+    found = dense_search(queries[None], references[None], k, exclusion, chunk)
+    distances, indices = found.distances[0], found.indices[0]
+    if queries.device.type != "cpu":
+        return distances + _poison(queries, references), indices
+    uncertain = torch.nonzero(~found.certain[0]).squeeze(-1)
+    if uncertain.numel():
+        again = _tree(queries, references, k, query_groups, reference_groups, exclude, rows=uncertain)
+        distances[uncertain], indices[uncertain] = again
+    return distances, indices
+
+
+def knn_within(points: torch.Tensor, k: int, *, method: Method = "auto") -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ``k`` nearest other points within each cloud of a batch, with no loop over the clouds.
+
+    Args:
+        points: Shape (b, n, d), float32 or float64.
+        k: Number of neighbours, at most n - 1.
+        method: As in :func:`knn`.
+
+    Returns:
+        Distances, shape (b, n, k), and indices within the cloud, long (b, n, k).
+
+    Raises:
+        ConfigurationError: As in :func:`knn`.
+    """
+    if points.ndim != 3:
+        raise ConfigurationError(f"clouds must have the shape (b, n, d), got {tuple(points.shape)}.")
+    _check_shapes(points[0], points[0], k, "self", None, None)
+    on_cpu = points.device.type == "cpu"
+    if on_cpu:
+        _check_values(points, points)
+        if _use_tree(method, points.shape[-1]):
+            return _tree_within(points, k)
+    found = dense_search(points, points, k, Exclusion(own_row=True))
+    if not on_cpu:
+        return found.distances + _poison(points, points), found.indices
+    uncertain = torch.nonzero(~found.certain.flatten()).squeeze(-1)
+    if uncertain.numel():
+        again = _tree_within(points, k, rows=uncertain)
+        found.distances.flatten(0, 1)[uncertain], found.indices.flatten(0, 1)[uncertain] = again
+    return found.distances, found.indices
+
+
+def group_sizes(groups: torch.Tensor, reference_groups: torch.Tensor | None = None) -> torch.Tensor:
+    """Return how many references share the group of each entry of ``groups`` (n,), with no host synchronisation."""
+    ordered = (groups if reference_groups is None else reference_groups).sort().values
+    return torch.searchsorted(ordered, groups, right=True) - torch.searchsorted(ordered, groups)
+
+
+def _use_tree(method: Method, dim: int) -> bool:
+    return method == "tree" or (method == "auto" and dim <= TREE_MAX_DIM)
+
+
+def _tree(
+    queries: torch.Tensor,
+    references: torch.Tensor,
+    k: int,
+    query_groups: torch.Tensor | None,
+    reference_groups: torch.Tensor | None,
+    exclude: Exclude,
+    rows: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Search with the KD-tree, for all queries or for ``rows`` of them."""
+    targets = references.double().numpy()
+    if exclude == "self":
+        found = tree_search_self(targets, k, None if rows is None else rows.numpy())
+    else:
+        selected = (queries if rows is None else queries[rows]).double().numpy()
+        if exclude == "none":
+            found = tree_search(selected, targets, k)
+        else:
+            assert query_groups is not None
+            assert reference_groups is not None
+            own = query_groups if rows is None else query_groups[rows]
+            found = tree_search_groups(selected, targets, k, own.numpy(), reference_groups.numpy())
+    return torch.from_numpy(found[0]).to(queries.dtype), torch.from_numpy(found[1])
+
+
+def _tree_within(
+    points: torch.Tensor, k: int, rows: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Search all clouds with one tree, in which the cloud's number is one more coordinate."""
+    batch, num_points, _ = points.shape
+    flat = points.flatten(0, 1).double().numpy()
+    labels = torch.arange(batch).repeat_interleave(num_points).numpy()
+    joined = separate(flat, labels, spread_of(flat)) if batch > 1 else flat
+    distances, indices = tree_search_self(joined, k, None if rows is None else rows.numpy())
+    near, who = torch.from_numpy(distances).to(points.dtype), torch.from_numpy(indices) % num_points
+    return (near, who) if rows is not None else (near.view(batch, -1, k), who.view(batch, -1, k))
+
+
+def _batched(groups: torch.Tensor | None) -> torch.Tensor | None:
+    return None if groups is None else groups[None]
+
+
+def _poison(*tensors: torch.Tensor) -> torch.Tensor:
+    """Return zero, or NaN if any feature is not finite, without reading a value back."""
+    return sum((tensor.sum() * 0.0 for tensor in tensors), torch.zeros((), device=tensors[0].device))
+
+
+def _check_shapes(
+    queries: torch.Tensor,
+    references: torch.Tensor,
+    k: int,
+    exclude: str,
+    query_groups: torch.Tensor | None,
+    reference_groups: torch.Tensor | None,
+) -> None:
+    """Refuse what does not fit together."""
+    if queries.ndim != 2 or references.ndim != 2 or queries.shape[1] != references.shape[1] or queries.shape[1] == 0:
+        raise ConfigurationError(
+            f"queries (n, d) and references (m, d) must share d > 0, got {tuple(queries.shape)} and "
+            f"{tuple(references.shape)}."
+        )
+    if queries.dtype != references.dtype or queries.dtype not in (torch.float32, torch.float64):
+        raise ConfigurationError(
+            f"features must both be float32 or both float64, got {queries.dtype} and {references.dtype}; cast them."
+        )
+    if exclude not in ("none", "self", "group"):
+        raise ConfigurationError(f"exclude must be 'none', 'self' or 'group', got {exclude!r}.")
+    if exclude == "self" and len(queries) != len(references):
+        raise ConfigurationError(
+            f"exclude='self' needs query i to be reference i, got {len(queries)} queries and {len(references)} "
+            "references; use exclude='group' for a subset."
+        )
+    for name, groups, rows in (("query", query_groups, queries), ("reference", reference_groups, references)):
+        if exclude == "group" and (groups is None or groups.shape != rows.shape[:1]):
+            shape = None if groups is None else tuple(groups.shape)
+            raise ConfigurationError(f"{name}_groups must have the shape {tuple(rows.shape[:1])}, got {shape}.")
+    allowed = len(references) - (exclude == "self")
+    if not 1 <= k <= allowed:
+        raise ConfigurationError(
+            f"k = {k} neighbours asked for, but a particle has {allowed} others to choose from "
+            f"({len(references)} particles); expected 1 <= k <= {allowed}. Lower k or collect more particles."
+        )
+
+
+def _check_values(queries: torch.Tensor, references: torch.Tensor) -> None:
+    """Refuse features that are not finite, naming the first one."""
+    for name, features in (("queries", queries), ("references", references)):
+        if not torch.isfinite(features).all():
+            first = torch.nonzero(~torch.isfinite(features))[0].tolist()
+            raise ConfigurationError(
+                f"{name} hold {features[tuple(first)].item()} at index {first}; features must be finite. Mask diverged "
+                "trajectories before the neighbour search."
+            )
+
+
+def _check_group_sizes(query_groups: torch.Tensor, reference_groups: torch.Tensor, k: int) -> None:
+    """Refuse a group so large that fewer than ``k`` foreign references are left."""
+    if len(query_groups) == 0:
+        return
+    largest = int(group_sizes(query_groups, reference_groups).max())
+    if len(reference_groups) - largest < k:
+        raise ConfigurationError(
+            f"k = {k} neighbours asked for, but a particle has {len(reference_groups) - largest} outside its own group "
+            f"of {largest} (of {len(reference_groups)} particles). Lower k or collect more trajectories."
+        )
