@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from myriad_lab.tasks.maze.ant_maze import register_ant_mazes
 from myriad_lab.tasks.maze.point_maze import register_point_mazes
 
 register_point_mazes()
+register_ant_mazes()

@@ -1,0 +1,94 @@
+"""Ants in mazes: ``Myriad-AntMaze-{Empty,Maze,Pyramid,Cave}`` and their ``-Goal`` variants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from myriad_lab.envs.contract import TermSpec
+from myriad_lab.envs.robot_state import RobotState
+from myriad_lab.envs.rotations import quat_rotate_inverse, yaw_of
+from myriad_lab.tasks.locomotion.robots.robots import ANT
+from myriad_lab.tasks.maze.maze_task import MazeTask, MazeTaskCfg
+from myriad_lab.tasks.registry import TaskEntry, register
+
+
+@dataclass
+class AntMazeCfg(MazeTaskCfg):
+    """An ant on a map of 40 m x 24 m."""
+
+    episode_steps: int = 300
+    """Control steps until the time-out."""
+    decimation: int = 2
+    """Physics steps of 1/120 s per control step; more make an episode of as many steps last longer."""
+    goal_radius: float = 1.0
+    """Distance to the goal that counts as there [m]."""
+    joint_noise: float = 0.1
+    """Half-width of the uniform noise on the start joint positions [rad]."""
+    joint_vel_scale: float = 0.1
+    """Scale of joint velocities in the observation [s/rad]."""
+
+
+class AntMazeTask(MazeTask):
+    """An ant in a maze; nothing ends an episode but time and the goal, not even lying on the back."""
+
+    cfg: AntMazeCfg
+
+    def __init__(self, cfg: AntMazeCfg) -> None:
+        super().__init__(cfg, replace(ANT, decimation=cfg.decimation))
+
+    def robot_terms(self) -> tuple[TermSpec, ...]:
+        """Return the state of body and joints."""
+        joints = (len(self.robot.joint_names),)
+        return (
+            TermSpec("root_height", (1,), "m"),
+            TermSpec("heading", (2,)),
+            TermSpec("projected_gravity", (3,)),
+            TermSpec("lin_vel_b", (3,), "m/s"),
+            TermSpec("ang_vel_b", (3,), "rad/s"),
+            TermSpec("joint_pos", joints, "rad"),
+            TermSpec("joint_vel_scaled", joints),
+            TermSpec("actions", (len(self.robot.action.names),)),
+        )
+
+    def bind(self, num_envs: int, device: torch.device | str) -> None:
+        """Put the constants on the device."""
+        super().bind(num_envs, device)
+        self._down = torch.tensor([0.0, 0.0, -1.0], device=device)
+
+    def robot_observation(self, state: RobotState) -> dict[str, torch.Tensor]:
+        """Return the terms of ``robot_terms``; the default pose of the ant is all zeros."""
+        quat = state.root_quat_w
+        down = self._down.expand_as(state.root_lin_vel_w)
+        vectors = torch.stack((down, state.root_lin_vel_w, state.root_ang_vel_w), dim=1)
+        rotated = quat_rotate_inverse(quat.unsqueeze(1), vectors)
+        yaw = yaw_of(quat)
+        return {
+            "root_height": state.root_pos_w[:, 2:],
+            "heading": torch.stack((yaw.cos(), yaw.sin()), dim=1),
+            "projected_gravity": rotated[:, 0],
+            "lin_vel_b": rotated[:, 1],
+            "ang_vel_b": rotated[:, 2],
+            "joint_pos": state.joint_pos,
+            "joint_vel_scaled": state.joint_vel * self.cfg.joint_vel_scale,
+            "actions": state.actions,
+        }
+
+
+def register_ant_mazes() -> None:
+    """Register every map, reward-free and with a goal."""
+    for arena in ("empty", "maze", "pyramid", "cave"):
+        for suffix, goal in (("", False), ("-Goal", True)):
+            what = "sparse goal" if goal else "reward-free"
+            register(
+                TaskEntry(
+                    id=f"Myriad-AntMaze-{arena.title()}{suffix}",
+                    family="maze",
+                    backends=("mujoco",),
+                    cfg=AntMazeCfg(arena=arena, sparse_goal=goal),
+                    make_task=AntMazeTask,
+                    description=f"Ant, 8 torques, map {arena!r} of 40 m x 24 m, {what}.",
+                    default_num_envs=1024,
+                )
+            )
