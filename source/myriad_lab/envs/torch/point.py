@@ -35,7 +35,7 @@ class PointSimulator:
             raise ConfigurationError(f"Arena {arena.name!r}: the start {arena.start} is inside a wall.")
         max_step = float((self._scale.abs() + self._offset.abs()).max())
         self._collider = BoxCollider(arena, robot.radius, max_step, self.device)
-        self._state = _still(num_envs, len(robot.action.names), self.device)
+        self._state = still_robots(num_envs, len(robot.action.names), self.device)
         self._state.root_pos_w[:, :2] = torch.tensor(arena.start, device=self.device)
         self._state.root_pos_w[:, 2] = robot.start_height
 
@@ -76,7 +76,7 @@ class PointSimulator:
         return
 
 
-def _still(num_envs: int, num_actions: int, device: torch.device) -> RobotState:
+def still_robots(num_envs: int, num_actions: int, device: torch.device) -> RobotState:
     """Return upright robots without joints, at rest at the origin."""
     zeros = torch.zeros(num_envs, 3, device=device)
     nothing = torch.zeros(num_envs, 0, device=device)
