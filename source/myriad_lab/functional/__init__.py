@@ -1,0 +1,1 @@
+"""Pure formulas: tensors in, tensors out."""

@@ -73,7 +73,9 @@ def knn(
             _check_group_sizes(query_groups, reference_groups, k)
         if _use_tree(method, queries.shape[-1]):
             return _tree(queries, references, k, query_groups, reference_groups, exclude)
-    exclusion = Exclusion(exclude == "self", *(_batched(ids) if groups else None for ids in (query_groups, reference_groups)))
+    exclusion = Exclusion(
+        exclude == "self", *(_batched(ids) if groups else None for ids in (query_groups, reference_groups))
+    )
     found = dense_search(queries[None], references[None], k, exclusion, chunk)
     distances, indices = found.distances[0], found.indices[0]
     if queries.device.type != "cpu":
@@ -152,9 +154,7 @@ def _tree(
     return torch.from_numpy(found[0]).to(queries.dtype), torch.from_numpy(found[1])
 
 
-def _tree_within(
-    points: torch.Tensor, k: int, rows: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _tree_within(points: torch.Tensor, k: int, rows: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Search all clouds with one tree, in which the cloud's number is one more coordinate."""
     batch, num_points, _ = points.shape
     flat = points.flatten(0, 1).double().numpy()

@@ -1,4 +1,4 @@
-"""KD-tree search on the CPU (``scipy.spatial.cKDTree``), the fast way in few dimensions.
+"""KD-tree search on the CPU (``scipy.spatial.KDTree``), the fast way in few dimensions.
 
 Batches and group exclusions are put into one extra coordinate: points that may not see each other lie further apart
 along it than any two points of the data, points that may lie at the very same value, which adds exactly zero to
@@ -20,9 +20,9 @@ MAX_PADDED = 64
 
 def build_tree(points: np.ndarray) -> Any:
     """Build the tree over points (n, d); the sliding-midpoint rule builds twice as fast and is as fast to query."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
-    return cKDTree(points, balanced_tree=False, leafsize=16)
+    return KDTree(points, balanced_tree=False, leafsize=16)
 
 
 def query_tree(tree: Any, points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,8 +58,8 @@ def tree_search_groups(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the ``k`` nearest references of another group than the query's: distances and indices (n, k).
 
-    First some neighbours more than ``k`` are asked for; the first ``k`` foreign ones of a row are exact, since they come
-    in ascending order. Rows that met fewer are asked for more, and at last go to :func:`_search_by_halves`.
+    First some neighbours more than ``k`` are asked for; the first ``k`` foreign ones of a row are exact, since
+    neighbours come in ascending order. Rows that met fewer ask for more, and at last go to :func:`_search_by_halves`.
     """
     num_queries, num_references = len(queries), len(references)
     distances, indices = np.empty((num_queries, k)), np.empty((num_queries, k), dtype=np.int64)

@@ -1,0 +1,257 @@
+"""State entropy of pooled particles by k-nearest neighbours: estimates, per-particle rewards, population statistics.
+
+Rewards after MEPOL (arXiv 2007.04640) and K-Myriad (arXiv 2601.18580). Entropies are in nats, differential ones in the
+unit of the features. Nothing here waits for the device, except the checks of :func:`myriad_lab.functional.knn.knn` on
+the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from myriad_lab.errors import ConfigurationError, nearest
+from myriad_lab.functional.estimators import (
+    MIN_RADIUS,
+    behaviour_target_kl,
+    effective_sample_size,
+    gather_from_neighbourhoods,
+    importance_weighted_entropy,
+    kl_from_radii,
+    knn_entropy,
+    log_ball_volume,
+)
+from myriad_lab.functional.knn import group_sizes, knn, knn_within
+
+__all__ = [
+    "EntropyEstimate",
+    "behaviour_target_kl",
+    "effective_sample_size",
+    "entropy",
+    "importance_weighted_entropy",
+    "kl_knn",
+    "kl_to_others",
+    "knn_entropy",
+    "log_ball_volume",
+    "particle_rewards",
+    "population_statistics",
+    "thin",
+]
+
+RewardKind = Literal["mepol", "centred", "own"]
+REWARD_KINDS = ("mepol", "centred", "own")
+
+
+@dataclass
+class EntropyEstimate:
+    """An entropy estimate with what each particle contributes."""
+
+    rewards: torch.Tensor
+    """Reward of each particle, shape (n,); not centred."""
+    entropy: torch.Tensor
+    """Entropy of the pool [nat], scalar."""
+    log_volumes: torch.Tensor
+    """Log volume of the ball that reaches the k-th neighbour, shape (n,)."""
+    neighbours: torch.Tensor
+    """The k nearest particles of each particle, nearest first, long (n, k)."""
+
+
+def entropy(
+    points: torch.Tensor,
+    k: int,
+    *,
+    references: torch.Tensor | None = None,
+    trajectory_ids: torch.Tensor | None = None,
+    reference_ids: torch.Tensor | None = None,
+    min_radius: float = MIN_RADIUS,
+) -> torch.Tensor:
+    """Return the entropy estimate of the distribution that ``points`` were drawn from.
+
+    Args:
+        points: Particles, shape (n, d).
+        k: Which neighbour.
+        references: Particles to search among, shape (m, d); ``points`` themselves where ``None``. An independent
+            sample, or a superset of ``points`` with the ids that tell a particle from itself.
+        trajectory_ids: If given, neighbours with the id of the particle are left out, shape (n,).
+        reference_ids: Ids of the references, shape (m,).
+        min_radius: See :func:`log_ball_volume`.
+
+    Returns:
+        Entropy [nat], scalar.
+
+    Raises:
+        ConfigurationError: As in :func:`myriad_lab.functional.knn.knn`.
+    """
+    if references is None and trajectory_ids is None:
+        distances, _ = knn(points, points, k, exclude="self")
+        count: int | torch.Tensor = len(points) - 1
+    else:
+        others = points if references is None else references
+        other_ids = trajectory_ids if references is None else reference_ids
+        exclude = "none" if trajectory_ids is None else "group"
+        distances, _ = knn(points, others, k, query_groups=trajectory_ids, reference_groups=other_ids, exclude=exclude)
+        count = len(others)
+        if trajectory_ids is not None:
+            count = len(others) - group_sizes(trajectory_ids, other_ids)
+    return knn_entropy(log_ball_volume(distances[:, -1], points.shape[1], min_radius), count, k)
+
+
+def particle_rewards(
+    points: torch.Tensor,
+    k: int,
+    kind: RewardKind | str = "own",
+    *,
+    trajectory_ids: torch.Tensor | None = None,
+    exclude_own_trajectory: bool = False,
+    min_radius: float = MIN_RADIUS,
+) -> EntropyEstimate:
+    """Return what each particle adds to the entropy of the pool.
+
+    With ``R_j`` the particles whose neighbourhood (themselves and their k - 1 nearest) contains particle j:
+
+    * ``mepol``: ``(1/k) sum_{i in R_j} (ln V_i + ln(N/k) - 1)``. The policy gradient with this reward, undiscounted
+      reward-to-go and the global mean as baseline is the exact gradient of the importance-weighted estimate of MEPOL
+      at the behaviour policy. Its meaning depends on the unit of the features: scaling by s adds ``d ln s |R_j| / k``.
+    * ``centred``: ``(1/k) sum_{i in R_j} (ln V_i - mean ln V)``, independent of the unit.
+    * ``own``: ``ln V_j``, which the unit shifts by a constant that a baseline removes.
+
+    Args:
+        points: Particles of all policies, shape (n, d).
+        k: Which neighbour.
+        kind: One of the three.
+        trajectory_ids: Trajectory of each particle, shape (n,).
+        exclude_own_trajectory: Whether neighbours of the particle's own trajectory are left out.
+        min_radius: See :func:`log_ball_volume`.
+
+    Raises:
+        ConfigurationError: Unknown ``kind``, ids missing, or as in :func:`myriad_lab.functional.knn.knn`.
+    """
+    if kind not in REWARD_KINDS:
+        raise ConfigurationError(f"reward={kind!r} is unknown. {nearest(str(kind), REWARD_KINDS)}")
+    if exclude_own_trajectory and trajectory_ids is None:
+        raise ConfigurationError("exclude_own_trajectory needs trajectory_ids, one id for each particle; got None.")
+    ids = trajectory_ids if exclude_own_trajectory else None
+    exclude = "self" if ids is None else "group"
+    distances, neighbours = knn(points, points, k, query_groups=ids, reference_groups=ids, exclude=exclude)
+    log_volumes = log_ball_volume(distances[:, -1], points.shape[1], min_radius)
+    count = len(points) - (1 if ids is None else group_sizes(ids))
+    estimate = knn_entropy(log_volumes, count, k)
+    if kind == "own":
+        rewards = log_volumes
+    elif kind == "mepol":
+        rewards = gather_from_neighbourhoods(log_volumes + (math.log(len(points) / k) - 1.0), neighbours)
+    else:
+        rewards = gather_from_neighbourhoods(log_volumes - log_volumes.mean(), neighbours)
+    return EntropyEstimate(rewards, estimate, log_volumes, neighbours)
+
+
+def kl_knn(points: torch.Tensor, others: torch.Tensor, k: int, *, min_radius: float = MIN_RADIUS) -> torch.Tensor:
+    """Return KL(p || q) [nat] from samples of both (Wang, Kulkarni and Verdu, 2009).
+
+    ``(d/n) sum_x ln(nu_k(x) / rho_k(x)) + ln(m / (n - 1))``, with ``rho`` and ``nu`` the distances to the k-th
+    neighbour within ``points`` and in ``others``.
+
+    Args:
+        points: Sample of p, shape (n, d).
+        others: Sample of q, shape (m, d).
+        k: Which neighbour, below n and at most m.
+        min_radius: See :func:`log_ball_volume`.
+
+    Raises:
+        ConfigurationError: As in :func:`myriad_lab.functional.knn.knn`.
+    """
+    rho = knn(points, points, k, exclude="self")[0][:, -1]
+    nu = knn(points, others, k)[0][:, -1]
+    return kl_from_radii(rho, nu, points.shape[1], len(points), len(others), min_radius)
+
+
+def population_statistics(
+    points: torch.Tensor, k: int, *, min_radius: float = MIN_RADIUS, seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """Return entropies, diversity and divergences of a population; compare them at equal m n, k and scaling only.
+
+    The entropy of the mixture is the mean entropy of the policies plus their diversity, the generalised Jensen-Shannon
+    divergence between 0 and ln m. The bias of the estimator depends on the number of particles, so the diversity sets
+    the entropies of the policies (n particles each) against the pool thinned to n particles as well.
+
+    Args:
+        points: Particles by policy, shape (m, n, d).
+        k: Which neighbour, below n.
+        min_radius: Lower bound of a neighbour distance, in the unit of the features.
+        seed: Seed of the thinning.
+
+    Returns:
+        ``entropy_pool``: entropy of all m n particles; ``entropy_pool_thinned``: of n of them; ``entropy_heads`` (m,);
+        ``diversity`` = ``entropy_pool_thinned`` - mean ``entropy_heads``; ``diversity_normalised``: divided by ln m (0
+        for m = 1); ``kl_heads`` (m,): divergence of each policy from the mixture of the others (0 for m = 1). All in
+        nats, except for the normalised one.
+
+    Raises:
+        ConfigurationError: Wrong shape, n not above k, features that are not finite.
+    """
+    if points.ndim != 3:
+        raise ConfigurationError(f"points must have the shape (m, n, d), got {tuple(points.shape)}.")
+    num_policies, num_points, dim = points.shape
+    if not 1 <= k < num_points:
+        raise ConfigurationError(
+            f"k = {k} with {num_points} particles for each of {num_policies} policies; expected 1 <= k < {num_points}. "
+            "Lower k or take more particles."
+        )
+    pool = points.flatten(0, 1)
+    pool_radii = knn(pool, pool, k, exclude="self")[0][:, -1]
+    entropy_pool = knn_entropy(log_ball_volume(pool_radii, dim, min_radius), len(pool) - 1, k)
+    if num_policies == 1:
+        zero = torch.zeros_like(entropy_pool)
+        return {
+            "entropy_pool": entropy_pool,
+            "entropy_pool_thinned": entropy_pool,
+            "entropy_heads": entropy_pool[None],
+            "diversity": zero,
+            "diversity_normalised": zero,
+            "kl_heads": zero[None],
+        }
+    rho = knn_within(points, k)[0][..., -1]
+    entropy_heads = knn_entropy(log_ball_volume(rho, dim, min_radius), num_points - 1, k)
+    few = thin(points, seed)
+    few_radii = knn(few, few, k, exclude="self")[0][:, -1]
+    entropy_thinned = knn_entropy(log_ball_volume(few_radii, dim, min_radius), num_points - 1, k)
+    diversity = entropy_thinned - entropy_heads.mean()
+    return {
+        "entropy_pool": entropy_pool,
+        "entropy_pool_thinned": entropy_thinned,
+        "entropy_heads": entropy_heads,
+        "diversity": diversity,
+        "diversity_normalised": diversity / math.log(num_policies),
+        "kl_heads": kl_to_others(points, rho, k, min_radius),
+    }
+
+
+def kl_to_others(points: torch.Tensor, rho: torch.Tensor, k: int, min_radius: float = MIN_RADIUS) -> torch.Tensor:
+    """Return the divergence of each policy's particles from those of all others together [nat], shape (m,).
+
+    Args:
+        points: Particles by policy, shape (m, n, d), m at least 2.
+        rho: Distance to the k-th neighbour within the policy, shape (m, n).
+        k: Which neighbour.
+        min_radius: Lower bound of a neighbour distance.
+    """
+    num_policies, num_points, dim = points.shape
+    pool = points.flatten(0, 1)
+    heads = torch.arange(num_policies, device=points.device).repeat_interleave(num_points)
+    nu = knn(pool, pool, k, query_groups=heads, reference_groups=heads, exclude="group")[0][:, -1]
+    others = (num_policies - 1) * num_points
+    return kl_from_radii(rho, nu.view_as(rho), dim, num_points, others, min_radius)
+
+
+def thin(points: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """Return n of the m n particles (m, n, d), as many from each policy as can be, at random; shape (n, d)."""
+    num_policies, num_points, _ = points.shape
+    generator = torch.Generator(points.device).manual_seed(seed)
+    slots = torch.randperm(num_points, generator=generator, device=points.device)
+    # With more policies than slots, a random part of the policies gives one particle each.
+    heads = torch.randperm(num_policies, generator=generator, device=points.device)
+    heads = heads.repeat(-(-num_points // num_policies))[:num_points]
+    return points[heads, slots]
