@@ -14,7 +14,7 @@ from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.functional.projection import categorical_projection
 from myriad_lab.networks.normalizer import RunningNormalizer
-from myriad_lab.networks.population import PopulationActor, check_population
+from myriad_lab.networks.population import PopulationActor, PopulationActorCfg, check_population
 from myriad_lab.networks.q_ensemble import QEnsemble, QEnsembleCfg
 from myriad_lab.storage.replay import ReplayBatch, ReplayBuffer
 
@@ -74,6 +74,10 @@ class PQLCfg:
     """Observation group read by the critics."""
     mixed_precision: bool = False
     """Whether forward passes of the updates run in bfloat16."""
+    actor: PopulationActorCfg = field(
+        default_factory=lambda: PopulationActorCfg(trunk=[256, 128], adapter_dim=128, obs_normalization=True)
+    )
+    """Shape of the policies trained from scratch; a portfolio brings its own."""
     critic: QEnsembleCfg = field(default_factory=QEnsembleCfg)
     """Shape of the critics."""
 

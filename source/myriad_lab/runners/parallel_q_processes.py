@@ -246,7 +246,8 @@ def _unpack(payload: bytes, replay: ReplayBuffer, device: str, threads: int, rol
     packed = torch.load(io.BytesIO(payload), map_location="cpu")
     num_obs, num_actions, num_policies = packed["actor"]["sizes"]
     actor = PopulationActor(num_obs, num_actions, num_policies, PopulationActorCfg(**packed["actor"]["cfg"]))
-    cfg = PQLCfg(**{**packed["cfg"], "critic": QEnsembleCfg(**packed["cfg"]["critic"])})
+    raw = packed["cfg"]
+    cfg = PQLCfg(**{**raw, "actor": PopulationActorCfg(**raw["actor"]), "critic": QEnsembleCfg(**raw["critic"])})
     algorithm = PQL(
         actor,
         cfg,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.pql import PQL, PQLCfg
 from myriad_lab.envs.contract import VecEnv
 from myriad_lab.errors import CheckpointError, ConfigurationError, nearest
+from myriad_lab.monitor.logger import Logger
 from myriad_lab.networks.population import PopulationActor
 from myriad_lab.portfolio.bundle import check_resume, describe_network, load_bundle, save_bundle
 from myriad_lab.portfolio.manifest import Manifest
@@ -22,6 +23,7 @@ from myriad_lab.portfolio.plain_state import capture_rng_state, restore_rng_stat
 from myriad_lab.portfolio.run_folder import RunFolder
 from myriad_lab.runners.callbacks import Callback, CallbackList
 from myriad_lab.runners.episode_tracker import EpisodeTracker
+from myriad_lab.runners.mean_log import MeanLog
 from myriad_lab.runners.parallel_q_processes import ParallelLearners, guard_slots
 
 logger = logging.getLogger(__name__)
@@ -73,65 +75,65 @@ class ParallelQRunner:
 
     Args:
         env: The env; must provide final observations.
-        actor: The policies, trained in place.
-        algorithm_cfg: Settings of PQL.
-        cfg: Settings of the loop.
+        cfg: Settings of PQL.
+        runner_cfg: Settings of the loop.
         run_folder: Where checkpoints go; ``None`` saves nothing unless ``save`` is called.
         device: Device of the collector, the replay memory and, by default, the learners.
         seed: Seed of the algorithm.
-        seeded: Whether ``actor`` comes from a portfolio.
+        num_policies: Heads of a fresh population; ignored where ``actor`` is given.
+        actor: The policies to start from, e.g. ``portfolio.bundle.seed_actor``, trained in place.
         callbacks: Observers, in order.
+        loggers: Where the metrics go.
         evaluator: Called with the actor every ``evaluation_interval`` iterations; its entries are logged.
-        manifest_info: Further fields of the manifests, e.g. ``config`` and ``parent``.
+        manifest_extra: Fields of the manifests that only the caller knows, e.g. ``config`` and ``parent``.
 
     Raises:
         ConfigurationError: If the env lacks final observations, or numbers do not fit.
     """
 
+    algorithm_name = "pql"
+
     def __init__(
         self,
         env: VecEnv,
-        actor: PopulationActor,
-        algorithm_cfg: PQLCfg,
-        cfg: ParallelQRunnerCfg,
+        cfg: PQLCfg,
+        runner_cfg: ParallelQRunnerCfg | None = None,
         run_folder: RunFolder | None = None,
         device: torch.device | str = "cpu",
         seed: int = 0,
         *,
-        seeded: bool = False,
+        num_policies: int = 1,
+        actor: PopulationActor | None = None,
         callbacks: Sequence[Callback] = (),
+        loggers: Sequence[Logger] = (),
         evaluator: Evaluator | None = None,
-        manifest_info: dict[str, Any] | None = None,
+        manifest_extra: Mapping[str, Any] | None = None,
     ) -> None:
-        cfg.validate()
+        self.env, self.cfg, self.runner_cfg = env, cfg, runner_cfg or ParallelQRunnerCfg()
+        self.runner_cfg.validate()
         if not getattr(env, "provides_final_obs", False):
             raise ConfigurationError(
                 "PQL learns from the true last observation of each episode, and this env does not give it: build it "
                 "with final_obs=True, or wrap it so that extras['final_obs'] is filled."
             )
-        self.env, self.cfg, self.run_folder, self.device = env, cfg, run_folder, torch.device(device)
+        self.run_folder, self.device, self.seed = run_folder, torch.device(device), seed
         sizes = {group: env.spec.group_size(group) for group in env.spec.observations}
-        self.algorithm = PQL(
-            actor,
-            algorithm_cfg,
-            env.num_envs,
-            sizes,
-            device,
-            seed,
-            seeded=seeded,
-            guard_slots=guard_slots(algorithm_cfg, cfg.max_lead),
-        )
-        self.callbacks = CallbackList(callbacks)
-        self.evaluator = evaluator
+        seeded = actor is not None
+        if actor is None:
+            weights = torch.Generator().manual_seed(seed)
+            actor = PopulationActor(sizes["policy"], env.num_actions, num_policies, cfg.actor, weights)
+        guard = guard_slots(cfg, self.runner_cfg.max_lead)
+        self.algorithm = PQL(actor, cfg, env.num_envs, sizes, device, seed, seeded=seeded, guard_slots=guard)
+        self.callbacks, self.loggers, self.evaluator = CallbackList(callbacks), list(loggers), evaluator
+        self.manifest_extra = dict(manifest_extra or {})
         self.iteration, self.env_steps, self.wall_time = 0, 0, 0.0
-        self._manifest_info = dict(manifest_info or {})
-        self._metrics: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
+        self.episodes = EpisodeTracker(env.num_envs, actor.num_policies, self.device)
         self._best_score = float("-inf")
-        self._tracker = EpisodeTracker(env.num_envs, actor.num_policies, self.device)
         self._has_success = False
-        self._obs = env.get_observations()
+        self._obs = env.get_observations().to(self.device)
         self._learners: ParallelLearners | None = None
-        self._stop_requested = False
+        self._stop = False
 
     @property
     def actor(self) -> PopulationActor:
@@ -154,24 +156,24 @@ class ParallelQRunner:
         Raises:
             WorkerDied: If a learner process dies; the last checkpoint stays.
         """
-        self._stop_requested = False
+        self._stop = False
         self.callbacks.on_start(self)
         try:
             self._start_learners()
             for _ in range(num_learning_iterations):
                 self._iterate()
-                if self._stop_requested:
+                if self._stop:
                     break
             self._sync()
-            if self.run_folder is not None and not self._is_due(self.cfg.save_interval):
-                self.save(self.run_folder.checkpoint_path(self.iteration))
+            if self.run_folder is not None and not self._is_due(self.runner_cfg.save_interval, self.iteration):
+                self._checkpoint(self.run_folder)
         finally:
             self._stop_learners()
             self.callbacks.on_stop(self)
 
     def request_stop(self) -> None:
         """Finish the iteration in progress, save and return from ``learn``."""
-        self._stop_requested = True
+        self._stop = True
 
     def save(self, path: str | Path) -> Path:
         """Write a bundle with all that is needed to resume."""
@@ -179,20 +181,12 @@ class ParallelQRunner:
         state = {
             "algorithm": self.algorithm.state_dict(),
             "env": self.env.state_dict(),
-            "tracker": self._tracker.state_dict(),
+            "tracker": self.episodes.state_dict(),
             "rng": capture_rng_state(),
             "runner": {"has_success": self._has_success, "best_score": self._best_score},
         }
-        replay = self.algorithm.replay.state_dict() if self.cfg.save_replay else None
-        path = save_bundle(path, self.actor, self._manifest(), state, replay)
-        if self.run_folder is not None and path.parent == self.run_folder.checkpoints:
-            score = self._metrics.get(self.cfg.best_metric)
-            if score is not None and score > self._best_score:
-                self._best_score = score
-                self.run_folder.mark_best(path.name)
-            self.run_folder.prune(self.cfg.keep_checkpoints)
-        self.callbacks.on_checkpoint(self, path)
-        return path
+        replay = self.algorithm.replay.state_dict() if self.runner_cfg.save_replay else None
+        return save_bundle(path, self.actor, self._manifest(), state, replay)
 
     def load(self, path: str | Path) -> None:
         """Resume from a bundle of ``save``; bit-exact in interleaved mode on the CPU if it holds the replay memory.
@@ -202,15 +196,15 @@ class ParallelQRunner:
         """
         bundle = load_bundle(path, self.device)
         heads = bundle.manifest.num_policies
-        if self.cfg.halving_iterations and heads < self.num_policies:
+        if self.runner_cfg.halving_iterations and heads < self.num_policies:
             self._keep_heads(list(range(heads)))
         check_resume(bundle.manifest, self.env.spec, self.num_policies, self.env.spec.task)
-        if bundle.manifest.algorithm != "pql":
+        if bundle.manifest.algorithm != self.algorithm_name:
             raise CheckpointError(f"{path} was trained by {bundle.manifest.algorithm}; seed from it instead.")
         state = bundle.load_train_state()
         self.algorithm.load_state_dict(state["algorithm"])
         self.env.load_state_dict(state["env"])
-        self._tracker.load_state_dict(state["tracker"])
+        self.episodes.load_state_dict(state["tracker"])
         restore_rng_state(state["rng"])
         self._has_success = bool(state["runner"]["has_success"])
         self._best_score = float(state["runner"]["best_score"])
@@ -220,7 +214,9 @@ class ParallelQRunner:
             self.algorithm.restart_replay()
         manifest = bundle.manifest
         self.iteration, self.env_steps, self.wall_time = manifest.iteration, manifest.env_steps, manifest.wall_time
-        self._obs = self.env.get_observations()
+        self._obs = self.env.get_observations().to(self.device)
+        for sink in self.loggers:
+            sink.rewind(self.iteration)
 
     def get_inference_policy(self) -> Callable[[Any], torch.Tensor]:
         """Return the deterministic policies of all heads, observations of all envs to actions in [-1, 1]."""
@@ -229,20 +225,32 @@ class ParallelQRunner:
     def _iterate(self) -> None:
         started = time.perf_counter()
         means = MeanLog()
-        for _ in range(self.cfg.num_steps_per_iteration):
+        for _ in range(self.runner_cfg.num_steps_per_iteration):
             means.add(self._step())
-        self.iteration += 1
         elapsed = time.perf_counter() - started
         self.wall_time += elapsed
-        self._metrics = self._collect_metrics(means.read(), elapsed)
-        if self.iteration in self.cfg.halving_iterations and self.num_policies > 1:
+        self.metrics = self._collect_metrics(means.read(), elapsed)
+        if self.iteration + 1 in self.runner_cfg.halving_iterations and self.num_policies > 1:
             self._halve()
-        if self.evaluator is not None and self._is_due(self.cfg.evaluation_interval):
+        if self.evaluator is not None and self._is_due(self.runner_cfg.evaluation_interval, self.iteration + 1):
             self._sync()
-            self._metrics |= self.evaluator(self.actor)
-        self.callbacks.on_iteration(self, self._metrics)
-        if self.run_folder is not None and self._is_due(self.cfg.save_interval):
-            self.save(self.run_folder.checkpoint_path(self.iteration))
+            self.metrics |= self.evaluator(self.actor)
+        self.callbacks.on_iteration(self, self.metrics)
+        for sink in self.loggers:
+            sink.log(self.metrics, self.iteration)
+        self.iteration += 1
+        if self.run_folder is not None and self._is_due(self.runner_cfg.save_interval, self.iteration):
+            self._checkpoint(self.run_folder)
+
+    def _checkpoint(self, folder: RunFolder) -> None:
+        score = self.metrics.get(self.runner_cfg.best_metric)
+        is_best = score is not None and score >= self._best_score
+        self._best_score = score if is_best and score is not None else self._best_score
+        path = self.save(folder.checkpoint_path(self.iteration))
+        if is_best:
+            folder.mark_best(path)
+        folder.prune(self.runner_cfg.keep_checkpoints)
+        self.callbacks.on_checkpoint(self, path)
 
     def _step(self) -> dict[str, torch.Tensor]:
         """Do one env step and, in interleaved mode, the updates it earned; returns scalars to average."""
@@ -268,7 +276,7 @@ class ParallelQRunner:
         success = extras.get("success")
         self._has_success |= success is not None
         reached = torch.zeros_like(step.valid) if success is None else success.to(self.device)
-        self._tracker.step(step.rewards, dones.to(self.device).bool(), step.valid, reached)
+        self.episodes.step(step.rewards, dones.to(self.device).bool(), step.valid, reached)
         self.callbacks.on_step(self, step)
         log = dict(extras.get("log", {}))
         if self._learners is None:
@@ -278,18 +286,19 @@ class ParallelQRunner:
 
     def _collect_metrics(self, means: dict[str, float], elapsed: float) -> dict[str, float]:
         counts = (self.algorithm.value_updates, self.algorithm.policy_updates)
-        metrics = {**means, **self._tracker.summary(self._has_success)}
+        metrics = {**means, **self.episodes.summary(self._has_success)}
         if self._learners is not None:
             metrics |= self._learners.metrics()
             counts = self._learners.updates()
-        rate = self.cfg.num_steps_per_iteration * self.env.num_envs / elapsed
-        metrics |= {"Perf/env_steps_per_second": rate, "Perf/iteration_seconds": elapsed}
+        rate = self.runner_cfg.num_steps_per_iteration * self.env.num_envs / elapsed
+        metrics |= {"env_steps": float(self.env_steps), "wall_time": self.wall_time}
+        metrics |= {"Perf/total_fps": rate, "Perf/iteration_time": elapsed}
         metrics |= {"Perf/value_updates": float(counts[0]), "Perf/policy_updates": float(counts[1])}
         return metrics
 
     def _halve(self) -> None:
         """Go on with the better half of the heads; nothing happens while no head is better than another."""
-        returns = self._tracker.head_means()[0].nan_to_num(nan=float("-inf"))
+        returns = self.episodes.head_means()[0].nan_to_num(nan=float("-inf"))
         if bool((returns == returns[0]).all()):
             logger.warning("Iteration %d: all heads have the same return, none is dropped.", self.iteration)
             return
@@ -303,16 +312,18 @@ class ParallelQRunner:
 
     def _keep_heads(self, kept: list[int]) -> None:
         self.algorithm.keep_heads(kept)
-        self._tracker = EpisodeTracker(self.env.num_envs, len(kept), self.device)
+        self.episodes = EpisodeTracker(self.env.num_envs, len(kept), self.device)
         # an episode must not count for two heads
         self._obs = self.env.reset().to(self.device)
         self.algorithm.replay.cut()
 
     def _start_learners(self) -> None:
-        if self.cfg.mode == "parallel":
+        if self.runner_cfg.mode == "parallel":
             own = str(self.algorithm.device)
-            devices = self.cfg.value_device or own, self.cfg.policy_device or own
-            self._learners = ParallelLearners(self.algorithm, self.cfg.max_lead, *devices, self.cfg.learner_threads)
+            devices = self.runner_cfg.value_device or own, self.runner_cfg.policy_device or own
+            self._learners = ParallelLearners(
+                self.algorithm, self.runner_cfg.max_lead, *devices, self.runner_cfg.learner_threads
+            )
 
     def _sync(self) -> None:
         if self._learners is not None:
@@ -323,45 +334,28 @@ class ParallelQRunner:
             self._learners.stop()
             self._learners = None
 
-    def _is_due(self, interval: int) -> bool:
-        return interval > 0 and self.iteration % interval == 0
+    @staticmethod
+    def _is_due(interval: int, iteration: int) -> bool:
+        return interval > 0 and iteration % interval == 0
 
     def _manifest(self) -> Manifest:
         task = getattr(self.env, "task", None)
         arena = getattr(task, "arena", None)
         fields: dict[str, Any] = {
             "task": self.env.spec.task,
-            "algorithm": "pql",
+            "algorithm": self.algorithm_name,
             "spec": self.env.spec.to_dict(),
             "network": describe_network(self.actor),
             "num_policies": self.num_policies,
             "num_envs": self.env.num_envs,
-            "obs_groups": {"actor": ["policy"], "critic": [self.algorithm.cfg.critic_group]},
-            "config": {"agent": asdict(self.algorithm.cfg), "runner": asdict(self.cfg)},
+            "obs_groups": {"actor": ["policy"], "critic": [self.cfg.critic_group]},
+            "config": {"agent": asdict(self.cfg), "runner": asdict(self.runner_cfg)},
             "iteration": self.iteration,
             "env_steps": self.env_steps,
             "wall_time": self.wall_time,
-            "metrics": {key: value for key, value in self._metrics.items() if not key.startswith("Heads/")},
-            "head_metrics": {"mean_reward": self._tracker.head_means()[0].tolist()},
-            "best_metric": {"name": self.cfg.best_metric, "mode": "max"},
+            "metrics": {key: value for key, value in self.metrics.items() if not key.startswith("Heads/")},
+            "head_metrics": {"mean_reward": self.episodes.head_means()[0].tolist()},
+            "best_metric": {"name": self.runner_cfg.best_metric, "mode": "max"},
             "arena": None if arena is None else arena.to_dict(),
         }
-        return Manifest(**{**fields, **self._manifest_info})
-
-
-class MeanLog:
-    """Means of scalars that are not all there at every step; tensors stay on their device until ``read``."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Any] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, scalars: dict[str, Any]) -> None:
-        """Take some scalars."""
-        for key, value in scalars.items():
-            self._sums[key] = self._sums.get(key, 0.0) + value
-            self._counts[key] = self._counts.get(key, 0) + 1
-
-    def read(self) -> dict[str, float]:
-        """Return the means."""
-        return {key: float(value) / self._counts[key] for key, value in self._sums.items()}
+        return Manifest(**{**fields, **self.manifest_extra})

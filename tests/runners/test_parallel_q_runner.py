@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from identity_env import IdentityEnv
+from predictable_env import PredictableEnv
+
+from myriad_lab.algorithms.algorithm import Step
+from myriad_lab.algorithms.pql import PQLCfg
+from myriad_lab.distributed.workers import WorkerDied
+from myriad_lab.errors import CheckpointError, ConfigurationError
+from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
+from myriad_lab.networks.q_ensemble import QEnsembleCfg
+from myriad_lab.portfolio.bundle import load_bundle
+from myriad_lab.portfolio.run_folder import RunFolder
+from myriad_lab.runners.callbacks import Callback
+from myriad_lab.runners.parallel_q_processes import POLICY_LEARNER, VALUE_LEARNER
+from myriad_lab.runners.parallel_q_runner import ParallelQRunner, ParallelQRunnerCfg
+
+ACTOR = PopulationActorCfg(trunk=[32], adapter_dim=16, obs_normalization=True)
+
+
+def make(run: RunFolder | None = None, env: Any = None, heads: int = 2, **changes: Any) -> ParallelQRunner:
+    loop = {key: changes.pop(key) for key in list(changes) if key in ParallelQRunnerCfg.__dataclass_fields__}
+    rest = {key: changes.pop(key) for key in ("callbacks", "loggers", "evaluator", "actor") if key in changes}
+    learner = {"gamma": 0.0, "n_step": 1, "batch_size": 64, "warmup_steps": 8, "actor_lr": 3e-3, "critic_lr": 3e-3}
+    critic = QEnsembleCfg(hidden=[64])
+    cfg = PQLCfg(**{**learner, "actor": ACTOR, "critic": critic, "replay_capacity": 20_000, **changes})
+    env = env or IdentityEnv(num_envs=16, episode_steps=4)
+    return ParallelQRunner(
+        env, cfg, ParallelQRunnerCfg(**{"num_steps_per_iteration": 25, **loop}), run, num_policies=heads, **rest
+    )
+
+
+def error_of(runner: ParallelQRunner) -> float:
+    env = IdentityEnv(num_envs=64, seed=9)
+    with torch.no_grad():
+        return float((runner.get_inference_policy()(env.get_observations()) - env.target).abs().mean())
+
+
+def weights(runner: ParallelQRunner) -> list[torch.Tensor]:
+    return [*runner.actor.state_dict().values(), *runner.algorithm.critic.state_dict().values()]
+
+
+class Hook(Callback):
+    """Calls a function once, after a given env step."""
+
+    def __init__(self, at: int, action: Any) -> None:
+        self.at, self.action, self.count, self.begun = at, action, 0, 0.0
+
+    def on_step(self, runner: Any, step: Step) -> None:
+        self.count += 1
+        if self.count == self.at:
+            self.begun = time.monotonic()
+            self.action(runner)
+
+
+@pytest.mark.parametrize("mode", ["interleaved", "parallel"])
+def test_both_modes_learn_the_identity(mode: str, tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "pql")
+    runner = make(run, mode=mode, save_interval=0, sigma_max=0.4)
+    assert error_of(runner) > 0.25
+    runner.learn(24)
+    assert error_of(runner) < 0.12
+    bundle = load_bundle(run.latest())
+    assert bundle.manifest.metrics["Train/mean_reward"] > 3.0
+    assert bundle.manifest.metrics["Train/success"] > 0.5
+    assert {"Loss/critic", "Loss/actor", "Perf/value_updates"} <= bundle.manifest.metrics.keys()
+    assert all(torch.equal(a, b) for a, b in zip(bundle.actor.parameters(), runner.actor.parameters(), strict=True))
+
+
+def test_interleaved_repeats_bitwise() -> None:
+    first, second = make(), make()
+    first.learn(4)
+    second.learn(4)
+    assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(second), strict=True))
+    keys = [key for key in first.metrics if not key.startswith(("Perf", "wall"))]
+    assert "Loss/critic" in keys
+    assert [first.metrics[key] for key in keys] == [second.metrics[key] for key in keys]
+
+
+def test_resume_with_replay_is_bit_exact(tmp_path: Path) -> None:
+    whole, half, rest = (make(save_replay=True) for _ in range(3))
+    whole.learn(6)
+    half.learn(3)
+    torch.rand(3)
+    rest.load(half.save(tmp_path / "iteration_3"))
+    assert (rest.iteration, rest.env_steps) == (3, 3 * 25 * 16)
+    rest.learn(3)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(rest), strict=True))
+    assert whole.metrics["Train/mean_reward"] == rest.metrics["Train/mean_reward"]
+
+
+@pytest.mark.parametrize("mode", ["interleaved", "parallel"])
+def test_resume_without_replay_collects_first(mode: str, tmp_path: Path) -> None:
+    half, rest = make(mode=mode), make(mode=mode)
+    half.learn(2)
+    rest.load(half.save(tmp_path / "bundle"))
+    before = rest.algorithm.value_updates
+    assert before == half.algorithm.value_updates > 20
+    rest.learn(2)
+    idle = rest.algorithm.idle_steps
+    assert idle == 16
+    assert 100 - idle - rest.runner_cfg.max_lead - 1 <= rest.algorithm.value_updates <= 100 - idle
+
+
+@pytest.mark.parametrize(("rate", "delay"), [(2.0, 2), (0.5, 1), (0.3, 3)])
+def test_ratios_are_held_by_counting(rate: float, delay: int) -> None:
+    seen = []
+
+    class Watch(Callback):
+        def on_step(self, runner: Any, step: Step) -> None:
+            seen.append((runner.algorithm.steps, *runner.learners.updates()))
+
+    lead = 4
+    runner = make(mode="parallel", max_lead=lead, value_updates_per_step=rate, policy_delay=delay, callbacks=[Watch()])
+    runner.learn(4)
+    assert len(seen) == 100
+    slack = max(lead, 1 / rate + 1) + 1
+    for steps, value, policy in seen:
+        earned = max(0, steps - 8) * rate
+        assert earned - slack * rate - 1 <= value <= earned
+        assert value / delay - lead - 1 <= policy <= value / delay
+    assert runner.metrics["Perf/policy_lag"] >= 0.0
+
+
+def test_a_killed_learner_ends_the_run_and_the_last_checkpoint_stays(tmp_path: Path) -> None:
+    for name in (VALUE_LEARNER, POLICY_LEARNER):
+        run = RunFolder.create(tmp_path, "killed")
+
+        def kill(runner: Any, name: str = name) -> None:
+            os.kill(runner.learners.workers.pid(name), signal.SIGKILL)
+
+        hook = Hook(60, kill)
+        runner = make(run, mode="parallel", save_interval=1, callbacks=[hook])
+        with pytest.raises(WorkerDied, match=f"The {name} died without a word, exit code -9"):
+            runner.learn(1000)
+        assert time.monotonic() - hook.begun < 10.0
+        assert runner.learners is None
+        assert load_bundle(run.latest()).manifest.iteration == 2
+
+
+def test_a_learner_that_raises_hands_over_its_traceback() -> None:
+    runner = make(mode="parallel")
+    runner.algorithm.cfg.batch_size = 10**12  # no memory holds this
+    with pytest.raises(WorkerDied, match=r"(?s)The value learner died:\nTraceback .*sample_mixed.*RuntimeError"):
+        runner.learn(1000)
+
+
+COLLECTOR = """
+import sys
+sys.path[:0] = {paths}
+from test_parallel_q_runner import Hook, make
+if __name__ == "__main__":
+    def tell(runner):
+        print(*(runner.learners.workers.pid(n) for n in ("value learner", "policy learner")), flush=True)
+    make(mode="parallel", callbacks=[Hook(30, tell)]).learn(10**6)
+"""
+
+
+def test_learners_end_when_the_collector_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "collector.py"
+    here = Path(__file__).parent
+    script.write_text(COLLECTOR.format(paths=[str(here), str(here.parent)]))
+    collector = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert collector.stdout is not None
+    pids = [int(word) for word in collector.stdout.readline().split()]
+    collector.kill()
+    collector.wait()
+    collector.stdout.close()
+    assert len(pids) == 2
+    deadline = time.monotonic() + 20.0
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline, f"{pids} are still there"
+        time.sleep(0.1)
+
+
+def is_running(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return re.sub(r".*\) ", "", stat.read_text())[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_halving_keeps_the_better_heads(tmp_path: Path) -> None:
+    class Spoiled(IdentityEnv):
+        """Rewards every second head less, whatever it does."""
+
+        def step(self, actions: torch.Tensor) -> Any:
+            obs, rewards, dones, extras = super().step(actions)
+            return obs, rewards - 5.0 * (torch.arange(16) // 4 % 2), dones, extras
+
+    run = RunFolder.create(tmp_path, "halving")
+    runner = make(run, env=Spoiled(num_envs=16, episode_steps=4), heads=4, halving_iterations=[2], save_replay=True)
+    before = runner.algorithm
+    runner.learn(2)
+    assert runner.num_policies == 2
+    assert before.replay._labels == [0, 2]
+    runner.learn(1)
+    resumed = make(env=Spoiled(num_envs=16, episode_steps=4), heads=4, halving_iterations=[2])
+    resumed.load(run.latest())
+    assert resumed.num_policies == 2
+    assert all(torch.equal(a, b) for a, b in zip(weights(runner), weights(resumed), strict=True))
+
+
+def test_no_head_is_dropped_while_all_are_alike(caplog: pytest.LogCaptureFixture) -> None:
+    env = IdentityEnv(num_envs=16, episode_steps=100)
+    runner = make(env=env, heads=4, halving_iterations=[1])
+    runner.learn(1)
+    assert runner.num_policies == 4
+    assert "none is dropped" in caplog.text
+
+
+def test_evaluator_best_and_stop(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "best")
+    scores = iter([1.0, 3.0, 2.0, 9.0])
+    runner = make(
+        run,
+        evaluator=lambda actor: {"Eval/score": next(scores)},
+        evaluation_interval=1,
+        save_interval=1,
+        best_metric="Eval/score",
+        callbacks=[Hook(60, lambda runner: runner.request_stop())],
+    )
+    runner.learn(100)
+    assert runner.iteration == 3
+    assert run.best().name == "iteration_000002"
+    assert run.latest().name == "iteration_000003"
+
+
+def test_invalid_rows_get_no_weight_and_episodes_are_counted() -> None:
+    env = PredictableEnv(num_envs=8, diverge_at=((20, 3),))
+    runner = make(env=env)
+    runner.learn(2)
+    batch = runner.algorithm.replay.sample(2000, torch.Generator().manual_seed(0))
+    dropped = batch.weights == 0
+    assert set(batch.env_ids[dropped].tolist()) == {3}
+    assert len(set(batch.obs["policy"][dropped][:, 2].tolist())) == 1
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="final_obs=True"):
+        make(env=PredictableEnv(final_obs=False))
+    with pytest.raises(ConfigurationError, match="Did you mean parallel"):
+        make(mode="paralel")
+    with pytest.raises(ConfigurationError, match="num_envs=16"):
+        make(heads=3)
+    bundle = make().save(tmp_path / "bundle")
+    with pytest.raises(CheckpointError, match="num_policies: 2 in the bundle, 4 asked for"):
+        make(heads=4).load(bundle)
+
+
+def test_a_seeded_actor_is_trained_in_place_and_waits() -> None:
+    actor = PopulationActor(2, 2, 2, PopulationActorCfg(trunk=[32], adapter_dim=16))
+    start = [parameter.clone() for parameter in actor.parameters()]
+    runner = make(actor=actor, critic_warmup=40)
+    runner.learn(1)
+    assert all(torch.equal(a, b) for a, b in zip(start, actor.parameters(), strict=True))
+    runner.learn(2)
+    assert not torch.equal(start[0], next(actor.parameters()))
