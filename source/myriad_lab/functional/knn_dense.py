@@ -2,8 +2,8 @@
 
 A tile holds ``|r|^2 - 2 q.r``, which orders the references of one query as their distances do. In float32 that
 expanded form confuses neighbours that are much closer to each other than to the origin. So the features are centred, a
-few candidates more than ``k`` are kept, their distances are recomputed by direct subtraction, and every row says whether
-the rounding error could have cost it a true neighbour.
+few candidates more than ``k`` are kept, their distances are recomputed by direct subtraction, and every row says
+whether the rounding error could have cost it a true neighbour.
 """
 
 from __future__ import annotations
