@@ -1,0 +1,1 @@
+"""Algorithms: one file each, with no env, no logger and no path."""

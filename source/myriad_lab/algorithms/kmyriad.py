@@ -1,0 +1,210 @@
+"""K-Myriad: a population that maximises the entropy of the states it visits together (arXiv 2601.18580)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from myriad_lab.algorithms.algorithm import Step
+from myriad_lab.algorithms.policy_updates import ClippedUpdate, OneStepUpdate, PolicyUpdateCfg
+from myriad_lab.algorithms.population_optimizer import PopulationOptimizer, PopulationOptimizerCfg
+from myriad_lab.algorithms.state_rewards import StateRewardCfg, StateRewards
+from myriad_lab.errors import CheckpointError, ConfigurationError
+from myriad_lab.networks.normalizer import RunningNormalizer
+from myriad_lab.networks.population import PopulationActor, PopulationActorCfg, PopulationValue, check_population
+from myriad_lab.storage.rollout import RolloutStorage
+
+
+@dataclass
+class KMyriadCfg(StateRewardCfg, PolicyUpdateCfg, PopulationOptimizerCfg):
+    """Settings of K-Myriad: state rewards, policy update, optimiser and network; ``paper()`` has those of the paper."""
+
+    actor: PopulationActorCfg = field(default_factory=PopulationActorCfg)
+    """Network of the population."""
+
+    @classmethod
+    def paper(cls) -> KMyriadCfg:
+        """Return the settings closest to the paper: one step per batch along the exact gradient of the estimate."""
+        return cls(reward="mepol", num_epochs=1, baseline="global", learning_rate=2e-4, lr_milestones=[80])
+
+    def validate(self) -> None:
+        """Raise ``ConfigurationError`` where a value is out of range."""
+        for part in (StateRewardCfg, PolicyUpdateCfg, PopulationOptimizerCfg):
+            part.validate(self)
+        self.actor.validate()
+
+
+class KMyriad:
+    """Trains a population on the entropy of its pooled states; see ``algorithms.algorithm.Algorithm``.
+
+    Every env runs one trajectory of ``num_steps`` steps, then ``update`` is called. Env ``e`` is driven by policy
+    ``e // (num_envs // num_policies)``. Credit is individual: a policy is rewarded for *where* its states lie in the
+    pooled density, so policies spread out although no term asks for diversity.
+    """
+
+    def __init__(
+        self,
+        actor: PopulationActor,
+        cfg: KMyriadCfg,
+        num_envs: int,
+        obs_sizes: dict[str, int],
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        *,
+        num_steps: int,
+    ) -> None:
+        """Create the algorithm.
+
+        Args:
+            actor: The population, already on ``device``; trained in place.
+            cfg: Settings.
+            num_envs: Number of envs.
+            obs_sizes: Width of the groups ``policy`` and ``features``.
+            device: Where to store and compute.
+            seed: Seed of the action noise and of the minibatches.
+            num_steps: Env steps of a trajectory.
+
+        Raises:
+            ConfigurationError: If a setting is out of range or the sizes do not fit.
+        """
+        cfg.validate()
+        check_population(num_envs, actor.num_policies)
+        missing = {"policy", "features"} - obs_sizes.keys()
+        if missing:
+            raise ConfigurationError(
+                f"K-Myriad needs the observation groups {sorted(missing)}; got {sorted(obs_sizes)}"
+            )
+        self.actor, self.cfg = actor, cfg
+        self.num_envs, self.num_steps = num_envs, num_steps
+        self.device = torch.device(device)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.iteration = 0
+        self.state_rewards = StateRewards(
+            cfg, num_steps, num_envs, actor.num_policies, obs_sizes["features"], self.device
+        )
+        self.value: PopulationValue | None = None
+        if cfg.num_epochs > 1:
+            self.value = PopulationValue(obs_sizes["policy"] + 1, actor.num_policies, _without_normalizer(actor.cfg))
+            self.value.to(self.device)
+        self.optimizer = PopulationOptimizer(actor, self.value, cfg)
+        self._improve = (
+            OneStepUpdate(actor, self.optimizer, cfg)
+            if self.value is None
+            else ClippedUpdate(actor, self.value, self.optimizer, cfg, self.generator)
+        )
+        fields = {
+            "obs": ((obs_sizes["policy"],), torch.float32),
+            "pre_squash": ((actor.num_actions,), torch.float32),
+            "log_prob": ((), torch.float32),
+            "features": ((obs_sizes["features"],), torch.float32),
+            "valid": ((), torch.bool),
+        }
+        self.storage = RolloutStorage(num_steps, num_envs, actor.num_policies, fields, self.device)
+        self._alive = torch.ones(num_envs, dtype=torch.bool, device=self.device)
+        self._sampled: dict[str, torch.Tensor] | None = None
+
+    @torch.no_grad()
+    def act(self, obs: TensorDict) -> torch.Tensor:
+        """Draw actions in [-1, 1], shape (num_envs, num_actions)."""
+        rows = obs["policy"]
+        sample = self.actor.act(rows, self.generator)
+        self._sampled = {"obs": rows, "pre_squash": sample.pre_squash, "log_prob": sample.log_prob}
+        return sample.action
+
+    @torch.no_grad()
+    def observe(self, step: Step) -> None:
+        """Store one env step; what follows a divergence or the end of the episode is masked until the next rollout.
+
+        Raises:
+            ConfigurationError: If ``act`` was not called before, the rollout is full, or there is no final observation.
+        """
+        if self._sampled is None:
+            raise ConfigurationError("observe() stores the actions drawn by act(); call act() first")
+        if step.final_obs is None:
+            raise ConfigurationError(
+                "K-Myriad measures the true last state of an episode, and this env does not give it: build the env with"
+                " final_obs=True"
+            )
+        ended = step.terminated | step.time_outs
+        valid = self._alive & step.valid
+        features = torch.where(ended.unsqueeze(1), step.final_obs["features"], step.next_obs["features"])
+        features = torch.where(valid.unsqueeze(1), features, 0.0)
+        self.storage.append({**self._sampled, "features": features, "valid": valid})
+        self._alive = valid & ~ended
+        self._sampled = None
+
+    def update(self) -> dict[str, torch.Tensor]:
+        """Learn from one full rollout and forget it; returns scalar tensors.
+
+        Raises:
+            ConfigurationError: If the rollout is not complete.
+        """
+        if not self.storage.full:
+            raise ConfigurationError(
+                f"update() needs a rollout of {self.num_steps} steps, {self.storage.position} are stored"
+            )
+        valid = self.storage["valid"]
+        rewards, num_particles, metrics = self.state_rewards(self.storage["features"], valid, self.cfg.standardize)
+        self.optimizer.set_iteration(self.iteration)
+        guard = self.optimizer.guard()
+        metrics |= self._improve(self.storage, rewards, num_particles)
+        broken = guard.restore_if_broken(metrics["Loss/surrogate"], metrics["Loss/grad_norm"])
+        self._update_normalizers()
+        metrics["Loss/restored"] = broken.float()
+        metrics["Policy/valid_share"] = valid.float().mean()
+        metrics["Policy/learning_rate"] = torch.tensor(self.optimizer.learning_rate)
+        self.iteration += 1
+        self._forget()
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return networks, optimiser, counters, generator and particles; call it between rollouts."""
+        return {
+            "actor": self.actor.state_dict(),
+            "value": None if self.value is None else self.value.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "state_rewards": self.state_rewards.state_dict(),
+            "generator": self.generator.get_state(),
+            "iteration": self.iteration,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned; a rollout in progress is dropped.
+
+        Raises:
+            CheckpointError: If the state belongs to other networks.
+        """
+        if (state["value"] is None) != (self.value is None):
+            raise CheckpointError(
+                f"num_epochs={self.cfg.num_epochs} does not fit the checkpoint: an update of several epochs has a value"
+                " function and one of a single step has none; resume with the configuration of the run"
+            )
+        try:
+            self.actor.load_state_dict(state["actor"])
+            if self.value is not None:
+                self.value.load_state_dict(state["value"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint does not fit the networks of this configuration: {error}") from error
+        self.state_rewards.load_state_dict(state["state_rewards"])
+        self.generator.set_state(state["generator"].cpu())
+        self.iteration = int(state["iteration"])
+        self._forget()
+
+    def _update_normalizers(self) -> None:
+        """Merge the observations of the rollout, after the update: within one, all ratios use the same statistics."""
+        if isinstance(self.actor.normalizer, RunningNormalizer):
+            self.actor.normalizer.update(self.storage["obs"])
+
+    def _forget(self) -> None:
+        self.storage.clear()
+        self._alive.fill_(True)
+        self._sampled = None
+
+
+def _without_normalizer(cfg: PopulationActorCfg) -> PopulationActorCfg:
+    """Return the settings of a value network that is fed with what the actor's normaliser puts out."""
+    return replace(cfg, obs_normalization=False)

@@ -1,0 +1,206 @@
+"""Two ways to improve a population on the rewards of one rollout; both keep the ``[policy, ...]`` layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from myriad_lab.algorithms.population_optimizer import PopulationOptimizer
+from myriad_lab.errors import ConfigurationError
+from myriad_lab.functional.masked import masked_mean, masked_std, standardize
+from myriad_lab.functional.returns import gae, reward_to_go
+from myriad_lab.functional.surrogate import clipped_surrogate
+from myriad_lab.networks.population import PopulationActor, PopulationValue
+from myriad_lab.storage.rollout import RolloutStorage
+
+BASELINES = ("global", "time")
+
+
+@dataclass
+class PolicyUpdateCfg:
+    """Settings of the policy update."""
+
+    num_epochs: int = 4
+    """Passes over each rollout. 1: one gradient step on the whole rollout, with undiscounted reward-to-go, as in the
+    paper. More: minibatches with clipped per-step ratios and a value function."""
+    num_minibatches: int = 4
+    """Minibatches of a pass (several epochs only)."""
+    standardize: bool = True
+    """Whether rewards and advantages are scaled to unit variance, over the whole batch and never per head."""
+    baseline: str = "time"
+    """Baseline of the single step: ``global`` (one number, as in the paper) or ``time`` (one per time step)."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy of the actions."""
+    gamma: float = 0.99
+    """Discount (several epochs only)."""
+    gae_lambda: float = 0.95
+    """Decay of the generalised advantage estimate (several epochs only)."""
+    clip: float = 0.2
+    """Half-width of the interval around 1 in which a ratio is followed (several epochs only)."""
+    value_coef: float = 0.5
+    """Weight of the squared error of the value function (several epochs only)."""
+    rows_per_backward: int = 262_144
+    """Largest number of env steps differentiated at once in the single step: bounds memory, changes no result."""
+
+    def validate(self) -> None:
+        """Raise ``ConfigurationError`` where a value is out of range."""
+        if self.baseline not in BASELINES:
+            raise ConfigurationError(f"baseline={self.baseline!r} is unknown; use 'global' or 'time'")
+        for name in ("num_epochs", "num_minibatches", "rows_per_backward"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("gamma", "gae_lambda"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigurationError(f"{name}={getattr(self, name)} must be between 0 and 1")
+        if not self.clip > 0.0:
+            raise ConfigurationError(f"clip={self.clip} must be positive")
+
+
+class OneStepUpdate:
+    """One Adam step along the gradient of the entropy estimate.
+
+    With the behaviour equal to the policy, the gradient of the importance-weighted estimate (MEPOL, arXiv 2007.04640)
+    is the sum over env steps of ``grad log pi`` times the rewards still to come, over the number of particles.
+    """
+
+    def __init__(self, actor: PopulationActor, optimizer: PopulationOptimizer, cfg: PolicyUpdateCfg) -> None:
+        self.actor, self.optimizer, self.cfg = actor, optimizer, cfg
+
+    def __call__(
+        self, storage: RolloutStorage, rewards: torch.Tensor, num_particles: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Update the population; returns scalar diagnostics.
+
+        Args:
+            storage: A full rollout with ``obs``, ``pre_squash`` and ``valid``.
+            rewards: Centred rewards, 0 where there is no particle, shape (num_steps, num_envs).
+            num_particles: Number of particles, a scalar tensor.
+        """
+        cfg, valid = self.cfg, storage["valid"]
+        weights = reward_to_go(rewards)
+        if cfg.baseline == "time":
+            weights = weights - masked_mean(weights, valid, dim=1).unsqueeze(1)
+        norm = num_particles
+        if cfg.standardize:
+            norm = (masked_std(weights, valid) + 1e-8) * valid.sum().clamp_min(1)
+        weights = torch.where(valid, weights, 0.0) / norm
+        num_valid = valid.sum().clamp_min(1)
+        surrogate, entropy = weights.new_zeros(()), weights.new_zeros(())
+        self.optimizer.zero_grad()
+        for steps in self._chunks(storage):
+            policy = self.actor.distribution(_by_policy(storage["obs"][steps], self.actor.num_policies))
+            log_prob = policy.log_prob(_by_policy(storage["pre_squash"][steps], self.actor.num_policies))
+            gain = (log_prob * _by_policy(weights[steps], self.actor.num_policies)).sum()
+            mask = _by_policy(valid[steps], self.actor.num_policies)
+            part_entropy = torch.where(mask, policy.entropy(), 0.0).sum() / num_valid
+            (-gain - cfg.entropy_coef * part_entropy).backward()
+            surrogate, entropy = surrogate - gain.detach(), entropy + part_entropy.detach()
+        return {"Loss/surrogate": surrogate, "Policy/entropy": entropy} | self.optimizer.step()
+
+    def _chunks(self, storage: RolloutStorage) -> Iterator[slice]:
+        length = max(self.cfg.rows_per_backward // storage.num_envs, 1)
+        for start in range(0, storage.num_steps, length):
+            yield slice(start, start + length)
+
+
+class ClippedUpdate:
+    """Several passes of minibatches with clipped per-step likelihood ratios and generalised advantages.
+
+    The value function sees the share of the episode that has passed beside the observation, and nothing is
+    bootstrapped at the end: the objective is the entropy of a trajectory of finite length. It is used in training only.
+    """
+
+    def __init__(
+        self,
+        actor: PopulationActor,
+        value: PopulationValue,
+        optimizer: PopulationOptimizer,
+        cfg: PolicyUpdateCfg,
+        generator: torch.Generator,
+    ) -> None:
+        self.actor, self.value, self.optimizer, self.cfg = actor, value, optimizer, cfg
+        self.generator = generator
+
+    def __call__(
+        self, storage: RolloutStorage, rewards: torch.Tensor, num_particles: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Update the population; arguments and result as for ``OneStepUpdate``."""
+        cfg, valid = self.cfg, storage["valid"]
+        obs = torch.cat((storage["obs"], _elapsed(storage)), dim=-1)
+        with torch.no_grad():
+            values = self._values(_by_policy(obs, self.actor.num_policies))
+            values = values.unflatten(1, (storage.num_steps, -1)).transpose(0, 1).flatten(1)
+        advantages, returns = self._advantages(rewards, values, valid)
+        explained = 1.0 - (masked_std(returns - values, valid) / (masked_std(returns, valid) + 1e-8)).square()
+        if cfg.standardize:
+            advantages = standardize(advantages, valid)
+        fields = {
+            "obs": obs,
+            "pre_squash": storage["pre_squash"],
+            "log_prob": storage["log_prob"],
+            "valid": valid,
+            "advantages": advantages,
+            "returns": returns,
+        }
+        batch = {name: _by_policy(tensor, self.actor.num_policies) for name, tensor in fields.items()}
+        steps = [self._step(part) for _ in range(cfg.num_epochs) for part in self._minibatches(batch)]
+        metrics = {name: torch.stack([step[name] for step in steps]).mean() for name in steps[0]}
+        # How far the policies moved is told by the ratios of the last pass.
+        for name in ("Policy/kl", "Policy/clip_fraction", "Population/ess"):
+            metrics[name] = torch.stack([step[name] for step in steps[-cfg.num_minibatches :]]).mean()
+        return metrics | {"Loss/value_explained": explained}
+
+    def _values(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the values of rows of observation and elapsed time, ``(num_policies, rows)``."""
+        return self.value(torch.cat((self.actor.normalizer(rows[..., :-1]), rows[..., -1:]), dim=-1))
+
+    def _advantages(
+        self, rewards: torch.Tensor, values: torch.Tensor, valid: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return advantages and value targets, each (num_steps, num_envs); nothing follows the last valid step."""
+        last = torch.ones_like(valid)
+        last[:-1] = ~valid[1:]
+        following = torch.zeros_like(values)
+        following[:-1] = values[1:]
+        cut = torch.zeros_like(last)
+        return gae(rewards, values, following, last, cut, self.cfg.gamma, self.cfg.gae_lambda)
+
+    def _minibatches(self, batch: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield random parts of the rows; every policy contributes the same number to each."""
+        rows = batch["valid"].shape[1]
+        order = torch.randperm(rows, generator=self.generator, device=batch["valid"].device)
+        for part in order.tensor_split(min(self.cfg.num_minibatches, rows)):
+            yield {name: tensor[:, part] for name, tensor in batch.items()}
+
+    def _step(self, part: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Take one Adam step on a minibatch ``(num_policies, rows, ...)``."""
+        cfg, mask = self.cfg, part["valid"]
+        policy = self.actor.distribution(part["obs"][..., :-1])
+        log_prob = policy.log_prob(part["pre_squash"])
+        surrogate = clipped_surrogate(log_prob, part["log_prob"], part["advantages"], mask, cfg.clip)
+        entropy = masked_mean(policy.entropy(), mask)
+        value_loss = masked_mean((self._values(part["obs"]) - part["returns"]).square(), mask)
+        self.optimizer.zero_grad()
+        (surrogate.loss - cfg.entropy_coef * entropy + cfg.value_coef * value_loss).backward()
+        return {
+            "Loss/surrogate": surrogate.loss.detach(),
+            "Loss/value": value_loss.detach(),
+            "Policy/entropy": entropy.detach(),
+            "Policy/kl": surrogate.kl,
+            "Policy/clip_fraction": surrogate.clip_fraction,
+            "Population/ess": surrogate.effective_sample_share,
+        } | self.optimizer.step()
+
+
+def _by_policy(tensor: torch.Tensor, num_policies: int) -> torch.Tensor:
+    """Turn ``(time, env, ...)`` into ``(policy, time * env_of_policy, ...)``."""
+    return tensor.unflatten(1, (num_policies, -1)).transpose(0, 1).flatten(1, 2)
+
+
+def _elapsed(storage: RolloutStorage) -> torch.Tensor:
+    """Return the share of the rollout that has passed, scaled to [-1, 1], shape (num_steps, num_envs, 1)."""
+    obs = storage["obs"]
+    time = torch.linspace(-1.0, 1.0, storage.num_steps, device=obs.device, dtype=obs.dtype)
+    return time.view(-1, 1, 1).expand(-1, storage.num_envs, 1)

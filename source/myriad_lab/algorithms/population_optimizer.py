@@ -1,0 +1,143 @@
+"""Adam for a population: two step sizes, milestones, a bound on the gradient, and a way back from a broken update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from myriad_lab.errors import ConfigurationError
+from myriad_lab.networks.population import PopulationActor
+
+
+@dataclass
+class PopulationOptimizerCfg:
+    """Settings of the optimiser."""
+
+    learning_rate: float = 1e-3
+    """Step size of Adam for the shared trunk, and for a value function."""
+    head_learning_rate: float | None = None
+    """Step size of Adam for the heads; ``None`` means that of the trunk."""
+    lr_milestones: list[int] = field(default_factory=list)
+    """Iterations at which the step sizes are multiplied by ``lr_decay``."""
+    lr_decay: float = 0.5
+    """Factor at each milestone."""
+    max_grad_norm: float = 1.0
+    """Bound on the norm of the gradient of the population, and, apart, of the value function."""
+
+    def validate(self) -> None:
+        """Raise ``ConfigurationError`` where a value is not positive."""
+        for name in ("learning_rate", "lr_decay", "max_grad_norm"):
+            if not getattr(self, name) > 0.0:
+                raise ConfigurationError(f"{name}={getattr(self, name)} must be positive")
+        if self.head_learning_rate is not None and not self.head_learning_rate > 0.0:
+            raise ConfigurationError(f"head_learning_rate={self.head_learning_rate} must be positive, or null")
+
+
+class PopulationOptimizer:
+    """One Adam over trunk, heads and, where there is one, the value function of a population."""
+
+    def __init__(self, actor: PopulationActor, value: nn.Module | None, cfg: PopulationOptimizerCfg) -> None:
+        cfg.validate()
+        self.cfg = cfg
+        self._trunk, self._heads = actor.shared_parameters(), actor.head_parameters()
+        self._value = [] if value is None else list(value.parameters())
+        head_rate = cfg.learning_rate if cfg.head_learning_rate is None else cfg.head_learning_rate
+        groups: list[dict[str, Any]] = [
+            {"params": self._trunk, "lr": cfg.learning_rate, "base_lr": cfg.learning_rate},
+            {"params": self._heads, "lr": head_rate, "base_lr": head_rate},
+        ]
+        if self._value:
+            groups.append({"params": self._value, "lr": cfg.learning_rate, "base_lr": cfg.learning_rate})
+        self.adam = torch.optim.Adam(groups)
+
+    @property
+    def learning_rate(self) -> float:
+        """Step size of the trunk now."""
+        return self.adam.param_groups[0]["lr"]
+
+    def set_iteration(self, iteration: int) -> None:
+        """Set the step sizes for an iteration, counted from 0."""
+        factor = self.cfg.lr_decay ** sum(iteration >= milestone for milestone in self.cfg.lr_milestones)
+        for group in self.adam.param_groups:
+            group["lr"] = group["base_lr"] * factor
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self.adam.zero_grad(set_to_none=True)
+
+    def step(self) -> dict[str, torch.Tensor]:
+        """Clip the gradients and take one step; returns the norms before clipping.
+
+        Both norms of the population are logged: under the pooled normalisation the gradient of one head scales like
+        1/m, so at large m the joint clip is governed by the trunk.
+        """
+        trunk, heads = _norm(self._trunk), _norm(self._heads)
+        joint = torch.hypot(trunk, heads)
+        _scale([*self._trunk, *self._heads], joint, self.cfg.max_grad_norm)
+        if self._value:
+            _scale(self._value, _norm(self._value), self.cfg.max_grad_norm)
+        self.adam.step()
+        return {"Loss/grad_norm": joint, "Loss/grad_norm_trunk": trunk, "Loss/grad_norm_heads": heads}
+
+    def guard(self) -> WeightGuard:
+        """Return a copy of the weights and moments as they are now."""
+        return WeightGuard([*self._trunk, *self._heads, *self._value], self.adam)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return Adam's moments; step sizes follow from the iteration."""
+        return self.adam.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned; step sizes are those of this configuration."""
+        rates = [(group["lr"], group["base_lr"]) for group in self.adam.param_groups]
+        self.adam.load_state_dict(state)
+        for group, (rate, base) in zip(self.adam.param_groups, rates, strict=True):
+            group["lr"], group["base_lr"] = rate, base
+
+
+class WeightGuard:
+    """Undoes an update that broke the weights, without asking the device whether it did."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        """Copy the state now; the copy lives as long as the guard."""
+        self._optimizer = optimizer
+        self._weights = [parameter.data for parameter in parameters]
+        self._moments = self._moment_tensors()
+        self._copies = [tensor.clone() for tensor in [*self._weights, *self._moments]]
+
+    @torch.no_grad()
+    def restore_if_broken(self, *scalars: torch.Tensor) -> torch.Tensor:
+        """Put weights and moments back if a weight or one of ``scalars`` is not finite.
+
+        Moments that the update itself created become zero in that case; Adam's count of steps goes on.
+
+        Returns:
+            Whether the update was undone, a bool scalar tensor.
+        """
+        norms = torch.stack([*torch._foreach_norm(self._weights), *(s.detach().reshape(()) for s in scalars)])
+        broken = ~torch.isfinite(norms).all()
+        known = {id(tensor) for tensor in self._moments}
+        created = [tensor for tensor in self._moment_tensors() if id(tensor) not in known]
+        targets = [*self._weights, *self._moments, *created]
+        copies = [*self._copies, *(torch.zeros_like(tensor) for tensor in created)]
+        for target, copy in zip(targets, copies, strict=True):
+            target.copy_(torch.where(broken, copy, target))
+        return broken
+
+    def _moment_tensors(self) -> list[torch.Tensor]:
+        states = self._optimizer.state.values()
+        return [value for state in states for key, value in state.items() if key != "step" and torch.is_tensor(value)]
+
+
+def _norm(parameters: Sequence[nn.Parameter]) -> torch.Tensor:
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return torch.stack(torch._foreach_norm(grads)).norm() if grads else torch.zeros(())
+
+
+def _scale(parameters: Sequence[nn.Parameter], norm: torch.Tensor, bound: float) -> None:
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    torch._foreach_mul_(grads, (bound / (norm + 1e-6)).clamp_max(1.0))

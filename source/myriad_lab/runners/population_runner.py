@@ -1,0 +1,304 @@
+"""The loop that pre-trains a population: roll out, update, log, save."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+
+from myriad_lab.algorithms.algorithm import Step
+from myriad_lab.algorithms.kmyriad import KMyriad, KMyriadCfg
+from myriad_lab.envs.contract import VecEnv
+from myriad_lab.errors import CheckpointError, ConfigurationError
+from myriad_lab.monitor.logger import Logger
+from myriad_lab.networks.population import PopulationActor, check_population
+from myriad_lab.portfolio.bundle import check_resume, load_bundle, save_bundle
+from myriad_lab.portfolio.manifest import Manifest
+from myriad_lab.portfolio.plain_state import capture_rng_state, restore_rng_state
+from myriad_lab.portfolio.run_folder import RunFolder
+from myriad_lab.runners.callbacks import Callback, CallbackList, NanGuardCallback
+from myriad_lab.runners.visits import CoverageMap, save_visits
+
+logger = logging.getLogger(__name__)
+
+BEST_METRIC = "Population/coverage"
+
+
+@dataclass
+class PopulationRunnerCfg:
+    """Settings of the loop."""
+
+    save_interval: int = 50
+    """Iterations between two checkpoints; one more is written at the end."""
+    keep_checkpoints: int = 5
+    """Newest checkpoints kept, beside the best one."""
+    nan_guard_interval: int = 1
+    """Env steps between two checks for values that are not finite; 0 switches them off."""
+
+    def validate(self) -> None:
+        """Raise ``ConfigurationError`` where a value is out of range."""
+        for name, least in (("save_interval", 1), ("keep_checkpoints", 1), ("nan_guard_interval", 0)):
+            if getattr(self, name) < least:
+                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least {least}")
+
+
+class PopulationRunner:
+    """Trains a population in one env: all envs are reset together, then run for one whole episode per iteration."""
+
+    algorithm_name = "kmyriad"
+
+    def __init__(
+        self,
+        env: VecEnv,
+        cfg: KMyriadCfg,
+        runner_cfg: PopulationRunnerCfg,
+        run_folder: RunFolder | str | Path | None,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        *,
+        num_policies: int,
+        actor: PopulationActor | None = None,
+        callbacks: Sequence[Callback] = (),
+        loggers: Sequence[Logger] = (),
+        manifest: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Build networks and algorithm.
+
+        Args:
+            env: Env of ``VecEnv``'s contract, built with final observations.
+            cfg: Settings of K-Myriad.
+            runner_cfg: Settings of the loop.
+            run_folder: Where bundles and recordings go; ``None`` writes nothing.
+            device: Where networks and storage live.
+            seed: Seed of the global generators, the initial weights and the action noise.
+            num_policies: Number of policies; divides ``env.num_envs``.
+            actor: Population to start from, e.g. from a portfolio; a fresh one by default.
+            callbacks: Called in this order, after the NaN guard.
+            loggers: Take the metrics of each iteration.
+            manifest: Entries of the bundles' manifest that only the caller knows, e.g. ``config`` and ``parent``.
+
+        Raises:
+            ConfigurationError: If the numbers do not fit, or the env lacks what K-Myriad needs.
+        """
+        runner_cfg.validate()
+        check_population(env.num_envs, num_policies)
+        if not env.provides_final_obs:
+            raise ConfigurationError("pre-training needs final observations: build the env with final_obs=True")
+        _seed_everything(seed)
+        self.env, self.cfg, self.runner_cfg = env, cfg, runner_cfg
+        self.run_folder = RunFolder(run_folder) if isinstance(run_folder, str | Path) else run_folder
+        self.device, self.seed, self.num_policies = torch.device(device), seed, num_policies
+        sizes = {group: env.spec.group_size(group) for group in env.spec.observations}
+        if actor is None:
+            actor = PopulationActor(sizes["policy"], env.num_actions, num_policies, cfg.actor)
+        self.actor = actor.to(self.device).train()
+        self.algorithm = KMyriad(
+            self.actor, cfg, env.num_envs, sizes, self.device, seed, num_steps=env.max_episode_length
+        )
+        arena = getattr(getattr(env, "task", None), "arena", None)
+        self.coverage = None if arena is None else CoverageMap(arena, self.device)
+        guard = [NanGuardCallback(runner_cfg.nan_guard_interval)] if runner_cfg.nan_guard_interval else []
+        self.callbacks = CallbackList([*guard, *callbacks])
+        self.loggers = list(loggers)
+        self.manifest_entries = dict(manifest or {})
+        self.metrics: dict[str, float] = {}
+        self.iteration, self.env_steps, self.wall_time = 0, 0, 0.0
+        self._best = -float("inf")
+        self._stop = False
+
+    def learn(self, num_learning_iterations: int) -> None:
+        """Run that many iterations, fewer after ``request_stop``; the last one is saved where there is a run folder."""
+        self._stop = False
+        last = self.iteration + num_learning_iterations
+        try:
+            self.callbacks.on_start(self)
+            while self.iteration < last and not self._stop:
+                self._iterate(last)
+        finally:
+            self.callbacks.on_stop(self)
+
+    def request_stop(self) -> None:
+        """Finish the iteration, save and return from ``learn``; safe to call from a signal handler."""
+        self._stop = True
+
+    def save(self, path: str | Path) -> Path:
+        """Write a bundle with everything needed to resume bit-exactly on a CPU.
+
+        Raises:
+            CheckpointError: Where it cannot be written or a weight is not finite.
+        """
+        arena = getattr(getattr(self.env, "task", None), "arena", None)
+        entries = {
+            "task": self.env.spec.task,
+            "algorithm": self.algorithm_name,
+            "spec": self.env.spec.to_dict(),
+            "network": {},
+            "num_policies": self.num_policies,
+            "num_envs": self.env.num_envs,
+            "config": {"agent": asdict(self.cfg)},
+            "iteration": self.iteration,
+            "env_steps": self.env_steps,
+            "wall_time": self.wall_time,
+            "metrics": dict(self.metrics),
+            "head_metrics": {k: v.tolist() for k, v in self.algorithm.state_rewards.head_statistics.items()},
+            "best_metric": {"name": BEST_METRIC, "mode": "max"},
+            "arena": None if arena is None else arena.to_dict(),
+        }
+        return save_bundle(path, self.actor, Manifest(**(entries | self.manifest_entries)), self._train_state())
+
+    def load(self, path: str | Path) -> None:
+        """Go on from a bundle of the same task, specs and sizes, bit-exactly on a CPU.
+
+        Raises:
+            CheckpointError: If the bundle is damaged or does not fit; says what differs.
+        """
+        bundle = load_bundle(path, self.device)
+        check_resume(bundle.manifest, self.env.spec, self.num_policies, self.env.spec.task)
+        if bundle.manifest.num_envs != self.env.num_envs:
+            raise CheckpointError(
+                f"{path} was trained with num_envs={bundle.manifest.num_envs}, this env has {self.env.num_envs}; resume"
+                " with the same number, or start from it with --portfolio"
+            )
+        state = bundle.load_train_state()
+        self.algorithm.load_state_dict(state["algorithm"])
+        self.env.load_state_dict(state["env"])
+        if self.coverage is not None:
+            self.coverage.visited.copy_(state["visited"])
+        self.iteration, self.env_steps = int(state["iteration"]), int(state["env_steps"])
+        self.wall_time, self._best = float(state["wall_time"]), float(state["best"])
+        self.metrics = {name: value for name, value in bundle.manifest.metrics.items() if value is not None}
+        restore_rng_state(state["rng"])
+        for sink in self.loggers:
+            sink.rewind(self.iteration)
+
+    def get_inference_policy(self, device: torch.device | str | None = None) -> Callable[[TensorDict], torch.Tensor]:
+        """Return the deterministic policies of all envs: observations to actions (num_envs, num_actions)."""
+        actor = self.actor if device is None else self.actor.to(device)
+
+        def policy(obs: TensorDict) -> torch.Tensor:
+            with torch.no_grad():
+                return actor.act(obs["policy"], deterministic=True).action
+
+        return policy
+
+    def export_policy_to_jit(self, path: str | Path, filename: str = "policy.pt", head: int | None = None) -> Path:
+        """Write TorchScript of one policy, or of all of them with the head as an input; returns the file."""
+        from myriad_lab.export.torchscript import export_torchscript
+
+        return export_torchscript(self._exported(head), Path(path) / filename, self.actor.num_obs, head is None)
+
+    def export_policy_to_onnx(self, path: str | Path, filename: str = "policy.onnx", head: int | None = None) -> Path:
+        """Write ONNX of one policy, or of all of them with the head as an input; returns the file."""
+        from myriad_lab.export.onnx import export_onnx
+
+        return export_onnx(self._exported(head), Path(path) / filename, self.actor.num_obs, head is None)
+
+    def _iterate(self, last: int) -> None:
+        """Run one episode of every env, learn from it, log and save."""
+        started = time.perf_counter()
+        log = self._rollout()
+        rolled_out = time.perf_counter()
+        features, valid = self.algorithm.storage["features"], self.algorithm.storage["valid"]
+        closing = self.iteration + 1 == last or self._stop or (self.iteration + 1) % self.runner_cfg.save_interval == 0
+        if self.iteration == 0:
+            self._record("visits_before.npz", features, valid)
+        if closing:
+            self._record("visits.npz", features, valid)
+        tensors = {} if self.coverage is None else self.coverage.update(features, valid)
+        tensors |= self.algorithm.update()
+        updated = time.perf_counter()
+        steps = self.env.num_envs * self.env.max_episode_length
+        self.env_steps += steps
+        self.wall_time += updated - started
+        self.metrics = {
+            "env_steps": float(self.env_steps),
+            "wall_time": self.wall_time,
+            **_to_floats(tensors),
+            **log,
+            "Perf/env_steps_per_second": steps / (updated - started),
+            "Perf/rollout_s": rolled_out - started,
+            "Perf/update_s": updated - rolled_out,
+        }
+        self.callbacks.on_iteration(self, self.metrics)
+        for sink in self.loggers:
+            sink.log(self.metrics, self.iteration)
+        self.iteration += 1
+        # A stop may have been asked for since the recording was decided on; the checkpoint is written in any case.
+        if self.run_folder is not None and (closing or self._stop):
+            self._checkpoint()
+
+    @torch.no_grad()
+    def _rollout(self) -> dict[str, float]:
+        """Run one whole episode of every env; returns the env's own log, averaged over the steps that had one."""
+        sums: dict[str, list[torch.Tensor]] = {}
+        obs = self.env.get_observations()
+        if bool((self.env.episode_length_buf != 0).any()):
+            obs = self.env.reset()
+        for _ in range(self.env.max_episode_length):
+            actions = self.algorithm.act(obs)
+            next_obs, rewards, _, extras = self.env.step(actions)
+            ended = extras["terminated"] | extras["time_outs"]
+            valid = ~extras.get("diverged", torch.zeros_like(ended))
+            step = Step(
+                obs, actions, rewards, extras["terminated"], extras["time_outs"], next_obs, extras["final_obs"], valid
+            )
+            self.algorithm.observe(step)
+            self.callbacks.on_step(self, step)
+            for name, value in extras.get("log", {}).items():
+                sums.setdefault(name, []).append(torch.as_tensor(value, dtype=torch.float32).mean())
+            obs = next_obs
+        return _to_floats({name: torch.stack(values).mean() for name, values in sums.items()})
+
+    def _train_state(self) -> dict[str, Any]:
+        return {
+            "algorithm": self.algorithm.state_dict(),
+            "env": self.env.state_dict(),
+            "visited": None if self.coverage is None else self.coverage.visited,
+            "iteration": self.iteration,
+            "env_steps": self.env_steps,
+            "wall_time": self.wall_time,
+            "best": self._best,
+            "rng": capture_rng_state(),
+        }
+
+    def _checkpoint(self) -> None:
+        assert self.run_folder is not None
+        score = self.metrics.get(BEST_METRIC, -float("inf"))
+        is_best = score >= self._best
+        self._best = max(score, self._best)
+        path = self.save(self.run_folder.checkpoint_path(self.iteration))
+        if is_best and BEST_METRIC in self.metrics:
+            self.run_folder.mark_best(path)
+        self.run_folder.prune(self.runner_cfg.keep_checkpoints)
+        self.callbacks.on_checkpoint(self, path)
+
+    def _record(self, name: str, features: torch.Tensor, valid: torch.Tensor) -> None:
+        if self.run_folder is not None:
+            info = {"task": self.env.spec.task, "iteration": self.iteration, "num_policies": self.num_policies}
+            save_visits(self.run_folder.recordings / name, features, valid, self.num_policies, info)
+
+    def _exported(self, head: int | None) -> torch.nn.Module:
+        return self.actor.indexed() if head is None else self.actor.single(head)
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _to_floats(tensors: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Bring all metrics to the host at once."""
+    if not tensors:
+        return {}
+    device = next(iter(tensors.values())).device
+    values = torch.stack([value.detach().to(device, torch.float32) for value in tensors.values()]).tolist()
+    return dict(zip(tensors, values, strict=True))

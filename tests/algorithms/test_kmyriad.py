@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from myriad_lab.algorithms.algorithm import Step
+from myriad_lab.algorithms.kmyriad import KMyriad, KMyriadCfg
+from myriad_lab.errors import CheckpointError, ConfigurationError
+from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
+
+NUM_ENVS, M, T, NUM_OBS, NUM_ACTIONS = 8, 4, 6, 3, 2
+SIZES = {"policy": NUM_OBS, "features": 2}
+
+
+def make(num_envs: int = NUM_ENVS, m: int = M, steps: int = T, seed: int = 0, **changes) -> KMyriad:
+    settings = {"k": 2, "particle_stride": 2, "num_epochs": 1} | changes
+    network = settings.pop("network", {})
+    actor_cfg = PopulationActorCfg(trunk=[16], adapter_dim=8, activation="tanh", init_log_std=-0.5, **network)
+    torch.manual_seed(seed)
+    actor = PopulationActor(NUM_OBS, NUM_ACTIONS, m, actor_cfg)
+    cfg = KMyriadCfg(actor=actor_cfg, **settings)
+    return KMyriad(actor, cfg, num_envs, SIZES, seed=seed, num_steps=steps)
+
+
+def roll_out(algorithm: KMyriad, seed: int = 0, diverge: tuple[tuple[int, int], ...] = ()) -> None:
+    """Fill one rollout of a point that is pushed by its actions; ``diverge`` holds pairs (step, env)."""
+    n = algorithm.num_envs
+    g = torch.Generator().manual_seed(seed)
+    position = 0.1 * torch.randn(n, 2, generator=g)
+
+    def observe() -> TensorDict:
+        time = torch.full((n, 1), 0.5)
+        return TensorDict({"policy": torch.cat((position, time), 1), "features": position.clone()}, batch_size=[n])
+
+    for t in range(algorithm.num_steps):
+        obs = observe()
+        actions = algorithm.act(obs)
+        position = position + 0.3 * actions
+        valid = torch.ones(n, dtype=torch.bool)
+        for step, env in diverge:
+            if step == t:
+                valid[env] = False
+        final = observe()
+        final["features"][~valid] = float("nan")
+        position = torch.where(valid.unsqueeze(1), position, torch.zeros(1, 2))
+        last = torch.full((n,), t == algorithm.num_steps - 1)
+        if t == algorithm.num_steps - 1:
+            position = torch.zeros(n, 2)  # reset, as an env does at the time-out
+        algorithm.observe(
+            Step(obs, actions, torch.zeros(n), torch.zeros_like(valid), last | ~valid, observe(), final, valid)
+        )
+
+
+def importance_weighted_entropy(points: torch.Tensor, log_weights: torch.Tensor, k: int) -> torch.Tensor:
+    """Spec of MEPOL's estimator: ``log_weights`` are cumulative log ratios, one per particle."""
+    weights = torch.softmax(log_weights, 0)
+    distances, index = torch.cdist(points, points).sort(dim=1)
+    radius = distances[:, k]
+    dim = points.shape[1]
+    volume = radius**dim * math.pi ** (dim / 2) / math.gamma(dim / 2 + 1)
+    mass = weights[index[:, :k]].sum(1)  # the point itself and its k - 1 nearest others
+    return -(mass / k * torch.log(mass / volume)).sum() + math.log(k) - torch.digamma(torch.tensor(float(k)))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_one_step_gradient_is_that_of_the_importance_weighted_estimator(stride):
+    algorithm = make(reward="mepol", baseline="global", standardize=False, max_grad_norm=1e9, particle_stride=stride)
+    roll_out(algorithm)
+    storage, actor = algorithm.storage, algorithm.actor
+    points = storage["features"][stride - 1 :: stride].transpose(0, 1).flatten(0, 1).double()
+    policy = actor.distribution(storage.rows("obs"))
+    log_ratio = (policy.log_prob(storage.rows("pre_squash")) - storage.rows("log_prob")).double()
+    log_ratio = log_ratio.unflatten(1, (T, -1)).transpose(0, 1).flatten(1)  # (time, env)
+    log_weights = log_ratio.cumsum(0)[stride - 1 :: stride].transpose(0, 1).flatten()
+    actor.zero_grad()
+    (-importance_weighted_entropy(points, log_weights, algorithm.cfg.k)).backward()
+    expected = {name: p.grad.clone() for name, p in actor.named_parameters() if p.grad is not None}
+    assert sum(g.abs().sum() for g in expected.values()) > 1e-3
+    algorithm.update()
+    for name, parameter in actor.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_chunks_of_the_single_step_change_nothing():
+    grads = []
+    for rows in (10_000, NUM_ENVS):
+        algorithm = make(rows_per_backward=rows)
+        roll_out(algorithm)
+        algorithm.update()
+        grads.append(torch.cat([p.grad.flatten() for p in algorithm.actor.parameters()]))
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("reward", ["own", "mepol", "centred"])
+def test_update_moves_every_head_and_reports_finite_numbers(epochs, reward):
+    algorithm = make(num_epochs=epochs, reward=reward, exclude_own_trajectory=True)
+    before = {name: p.detach().clone() for name, p in algorithm.actor.named_parameters()}
+    roll_out(algorithm)
+    metrics = algorithm.update()
+    assert all(torch.isfinite(value) and value.dim() == 0 for value in metrics.values())
+    assert metrics["Loss/restored"] == 0
+    for name, parameter in algorithm.actor.named_parameters():
+        change = (parameter.detach() - before[name]).abs()
+        assert change.flatten(1).amax(1).min() > 0 if name.startswith("heads.out_weight") else change.max() > 0
+    assert not algorithm.storage.full
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_what_follows_a_divergence_changes_nothing(epochs):
+    """Whatever an env does after its physics broke, particles and gradients stay the same."""
+    weights = []
+    for garbage in (0.0, 50.0):
+        algorithm = make(num_epochs=epochs)
+        roll_out(algorithm, diverge=((2, 5),))
+        assert not algorithm.storage["valid"][2:, 5].any()
+        assert algorithm.storage["valid"].sum() == NUM_ENVS * T - 4
+        algorithm.storage["pre_squash"][2:, 5] += garbage
+        algorithm.storage["features"][2:, 5] += garbage
+        algorithm.update()
+        weights.append(torch.cat([p.detach().flatten() for p in algorithm.actor.parameters()]))
+    assert torch.equal(weights[0], weights[1])
+    assert torch.isfinite(weights[0]).all()
+
+
+def test_rewards_are_centred_over_the_pool_and_sit_on_particles_only():
+    algorithm = make()
+    roll_out(algorithm, diverge=((3, 1),))
+    valid = algorithm.storage["valid"]
+    rewards, count, _ = algorithm.state_rewards(algorithm.storage["features"], valid)
+    particle = torch.zeros(T, dtype=torch.bool)
+    particle[1::2] = True
+    assert (rewards[~particle] == 0).all()
+    assert (rewards[~valid] == 0).all()
+    kept = rewards[particle][valid[particle]]
+    assert count == len(kept)
+    torch.testing.assert_close(kept.mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(kept.std(correction=0), torch.tensor(1.0))
+    # A global scale: the heads keep their different shares.
+    per_head = rewards[1::2].unflatten(1, (M, -1)).transpose(0, 1).flatten(1).mean(1)
+    assert per_head.abs().max() > 0.01
+
+
+def test_the_far_away_particle_earns_most():
+    algorithm = make(particle_stride=1)
+    features = 0.01 * torch.randn(T, NUM_ENVS, 2, generator=torch.Generator().manual_seed(0))
+    features[3, 6] = 5.0
+    rewards, _, _ = algorithm.state_rewards(features, torch.ones(T, NUM_ENVS, dtype=torch.bool))
+    assert rewards.flatten().argmax() == 3 * NUM_ENVS + 6
+
+
+def test_feature_scale_shifts_the_entropy_and_leaves_own_rewards_alone():
+    plain, scaled = make(), make(feature_scale=[4.0, 2.0], min_radius=1e-6)
+    roll_out(plain)
+    features, valid = plain.storage["features"], plain.storage["valid"]
+    stretched = features * torch.tensor([4.0, 2.0])
+    rewards, _, metrics = plain.state_rewards(features, valid)
+    again, _, metrics_scaled = scaled.state_rewards(stretched, valid)
+    torch.testing.assert_close(again, rewards, atol=1e-4, rtol=1e-4)
+    gain = metrics_scaled["Population/entropy_pool"] - metrics["Population/entropy_pool"]
+    torch.testing.assert_close(gain, torch.tensor(math.log(8.0)), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_repeats_bitwise_and_resumes_bitwise(epochs):
+    def weights(algorithm: KMyriad) -> torch.Tensor:
+        return torch.cat([p.detach().flatten() for p in algorithm.actor.parameters()])
+
+    changes = {"num_epochs": epochs, "lr_milestones": [2], "network": {"obs_normalization": True}}
+    whole, again = make(**changes), make(**changes)
+    for i in range(4):
+        for algorithm in (whole, again):
+            roll_out(algorithm, seed=i)
+            algorithm.update()
+    assert torch.equal(weights(whole), weights(again))
+    half = make(**changes)
+    for i in range(2):
+        roll_out(half, seed=i)
+        half.update()
+    resumed = make(seed=99, **changes)
+    resumed.load_state_dict(half.state_dict())
+    for i in range(2, 4):
+        roll_out(resumed, seed=i)
+        resumed.update()
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_learning_rates_of_trunk_and_heads_follow_the_milestones():
+    algorithm = make(learning_rate=1e-2, head_learning_rate=1e-3, lr_milestones=[1, 3], lr_decay=0.5)
+    rates = []
+    for i in range(4):
+        roll_out(algorithm, seed=i)
+        rates.append(float(algorithm.update()["Policy/learning_rate"]))
+    assert rates == pytest.approx([1e-2, 5e-3, 5e-3, 2.5e-3])
+    assert algorithm.optimizer.adam.param_groups[1]["lr"] == pytest.approx(2.5e-4)
+
+
+def test_an_update_that_breaks_the_weights_is_undone():
+    algorithm = make(num_epochs=2)
+    roll_out(algorithm)
+    algorithm.update()
+    before = {k: v.clone() for k, v in algorithm.actor.state_dict().items()}
+    moments = [s["exp_avg"].clone() for s in algorithm.optimizer.adam.state.values()]
+    roll_out(algorithm, seed=1)
+    algorithm.storage["pre_squash"][0, 0] = float("inf")
+    assert algorithm.update()["Loss/restored"] == 1
+    assert all(torch.equal(v, before[k]) for k, v in algorithm.actor.state_dict().items())
+    after = [s["exp_avg"] for s in algorithm.optimizer.adam.state.values()]
+    assert all(torch.equal(a, b) for a, b in zip(after, moments, strict=True))
+    roll_out(algorithm, seed=2)
+    assert algorithm.update()["Loss/restored"] == 0
+
+
+def test_missing_final_observation_and_wrong_order_are_refused():
+    algorithm = make()
+    obs = TensorDict({"policy": torch.zeros(NUM_ENVS, NUM_OBS), "features": torch.zeros(NUM_ENVS, 2)}, [NUM_ENVS])
+    flags = torch.zeros(NUM_ENVS, dtype=torch.bool)
+    step = Step(obs, torch.zeros(NUM_ENVS, 2), torch.zeros(NUM_ENVS), flags, flags, obs, None, ~flags)
+    with pytest.raises(ConfigurationError, match="call act"):
+        algorithm.observe(step)
+    algorithm.act(obs)
+    with pytest.raises(ConfigurationError, match="final_obs=True"):
+        algorithm.observe(step)
+    with pytest.raises(ConfigurationError, match="0 are stored"):
+        algorithm.update()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": 24}, "k=24"),
+        ({"k": 0}, "k=0"),
+        ({"reward": "ow"}, "own"),
+        ({"baseline": "none"}, "baseline"),
+        ({"num_epochs": 0}, "num_epochs"),
+        ({"feature_scale": [1.0, 2.0, 3.0]}, "3 entries for 2 features"),
+        ({"feature_scale": [0.0]}, "feature_scale"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"head_learning_rate": -1.0}, "head_learning_rate"),
+        ({"particle_stride": 9}, "k=2"),
+        ({"gamma": 1.5}, "gamma"),
+        ({"num_envs": 7}, "num_policies=4"),
+    ],
+)
+def test_bad_settings_are_refused(changes, message):
+    with pytest.raises(ConfigurationError, match=message):
+        make(**changes)
+
+
+def test_a_checkpoint_of_other_networks_is_refused():
+    one_step, wide = make(), make(network={"adapter_rank": 2, "adapter": "low_rank"})
+    with pytest.raises(CheckpointError, match="num_epochs=1"):
+        one_step.load_state_dict(make(num_epochs=2).state_dict())
+    with pytest.raises(CheckpointError, match="does not fit the networks"):
+        one_step.load_state_dict(wide.state_dict())
