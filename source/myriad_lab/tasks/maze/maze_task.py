@@ -83,7 +83,8 @@ class MazeTask:
         self._half_extent = torch.tensor(self.arena.half_extent, device=device)
         self._waves = torch.pi * torch.tensor(self.cfg.fourier_frequencies, device=device)
         self._never = torch.zeros(num_envs, dtype=torch.bool, device=device)
-        self._goal = None if self.goal is None else torch.tensor(self.goal, device=device)
+        # Where there is no goal, NaN: no distance to it is ever small enough.
+        self._goal = torch.tensor((torch.nan, torch.nan) if self.goal is None else self.goal, device=device)
 
     def observe(self, state: RobotState) -> dict[str, dict[str, torch.Tensor]]:
         """Return the terms of ``policy`` and ``critic``."""
@@ -99,15 +100,15 @@ class MazeTask:
 
     def reward(self, state: RobotState) -> dict[str, torch.Tensor]:
         """Return 1 at the goal, or no term at all without a goal."""
-        return {} if self._goal is None else {"goal": self._at_goal(state).float()}
+        return {} if self.goal is None else {"goal": self._at_goal(state).float()}
 
     def terminated(self, state: RobotState) -> torch.Tensor:
         """Return where the goal is reached; nowhere without a goal."""
-        return self._never.clone() if self._goal is None else self._at_goal(state)
+        return self._never.clone() if self.goal is None else self._at_goal(state)
 
     def success(self, state: RobotState) -> torch.Tensor | None:
         """Return where the goal is reached, or ``None`` without a goal."""
-        return None if self._goal is None else self._at_goal(state)
+        return None if self.goal is None else self._at_goal(state)
 
     def reset_distribution(self, num: int, generator: torch.Generator) -> InitialState:
         """Draw upright robots at rest around the one start point, on the ground, in their default pose."""

@@ -1,0 +1,73 @@
+"""The maze task's own parts: observation terms, start, goals, registry."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from myriad_lab.envs.arena import Arena, Box
+from myriad_lab.errors import ConfigurationError
+from myriad_lab.tasks import registry
+from myriad_lab.tasks.maze import arenas, maze_task
+from myriad_lab.tasks.maze.point_maze import PointMazeCfg, PointMazeTask
+from myriad_lab.tasks.registry import TaskEntry, make_env
+
+
+def test_position_and_fourier_features_by_hand():
+    env = make_env("Myriad-PointMaze-Empty", num_envs=2)
+    state = env.simulator.state()
+    state.root_pos_w[:, :2] = torch.tensor([[4.0, 0.0], [-8.0, 4.8]])  # half extents 8 m and 4.8 m
+    terms = env.task.observe(state)["policy"]
+    torch.testing.assert_close(terms["position"], torch.tensor([[0.5, 0.0], [-1.0, 1.0]]))
+    # Frequencies 1 and 3 of x, then of y: sines, then cosines.
+    expected = torch.tensor([[1.0, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0, -1.0, -1.0, -1.0, -1.0]])
+    torch.testing.assert_close(terms["position_fourier"], expected, atol=1e-5, rtol=0)
+
+
+def test_fourier_frequencies_are_configured():
+    env = make_env("Myriad-PointMaze-Maze", num_envs=2, overrides={"fourier_frequencies": [1.0, 2.0, 4.0]})
+    assert env.spec.group_size("policy") == 2 + 12
+
+
+def test_start_noise_fills_its_square():
+    task = PointMazeTask(PointMazeCfg(start_noise=0.2))
+    initial = task.reset_distribution(2000, torch.Generator().manual_seed(0))
+    offset = initial.root_pos_w[:, :2] - torch.tensor(task.arena.start)
+    assert offset.abs().max() <= 0.2 + 1e-6
+    assert offset.abs().max() > 0.19
+    assert offset.mean(0).abs().max() < 0.02
+    assert initial.root_quat_w[:, 0].eq(1).all()
+
+
+def test_a_goal_behind_closed_walls_is_refused(monkeypatch):
+    closed = Arena("closed", (-4.0, 4.0, -4.0, 4.0), (Box((2.0, 0.0), (0.1, 4.0), 1.0),))
+    monkeypatch.setattr(maze_task, "get_arena", lambda name: closed)
+    cfg = PointMazeCfg(arena_scale=1.0, sparse_goal=True, goal=[3.0, 0.0])
+    with pytest.raises(ConfigurationError, match="cannot be reached"):
+        PointMazeTask(cfg)
+    cfg.goal = [-3.0, 0.0]
+    assert PointMazeTask(cfg).goal == (-3.0, 0.0)
+
+
+def test_the_goal_has_a_sharp_rim():
+    env = make_env("Myriad-PointMaze-Empty-Goal", num_envs=3, overrides={"goal": [3.0, 1.0], "goal_radius": 0.5})
+    state = env.simulator.state()
+    state.root_pos_w[:, :2] = torch.tensor([[3.49, 1.0], [3.51, 1.0], [3.4, 1.4]])
+    assert env.task.terminated(state).tolist() == [True, False, False]
+    assert env.task.reward(state)["goal"].tolist() == [1.0, 0.0, 0.0]
+
+
+def test_walls_of_a_drawing_become_few_boxes():
+    assert len(arenas.maze().boxes) == 4 + 31
+    cave = arenas.cave()
+    solid = sum(4 * box.half_size[0] * box.half_size[1] for box in cave.boxes[4:])
+    assert solid == sum(line.count("#") for line in arenas._CAVE.splitlines())
+
+
+def test_registry_refuses_duplicates_and_unknown_backends():
+    entry = registry.get("Myriad-PointMaze-Maze")
+    with pytest.raises(ConfigurationError, match="registered already"):
+        registry.register(entry)
+    other = TaskEntry("Myriad-New", "maze", ("torhc",), entry.cfg, entry.make_task, "New.", 1)
+    with pytest.raises(ConfigurationError, match="Did you mean torch"):
+        registry.register(other)
