@@ -104,7 +104,7 @@ def test_yaml_holds_every_value() -> None:
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:
-    with pytest.raises(ConfigurationError, match="no preset experiment=pointmase. Did you mean pointmaze"):
+    with pytest.raises(ConfigurationError, match=r"no preset experiment=pointmase\. Did you mean pointmaze"):
         load_preset("experiment", "pointmase")
 
 

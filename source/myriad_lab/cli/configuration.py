@@ -61,6 +61,8 @@ def list_presets(group: str) -> list[str]:
     from importlib.resources import files
 
     folder = files("myriad_lab.config") / group
+    if not folder.is_dir():
+        return []
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         return _dispatch(argv)
-    except (ConfigurationError, CheckpointError) as error:
+    except (ConfigurationError, CheckpointError, FloatingPointError) as error:  # the last: NaN in the physics
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:

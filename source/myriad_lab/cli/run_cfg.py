@@ -86,5 +86,9 @@ def check_choices(run: RunCfg) -> None:
         if value in NOT_YET.get(spec.name, ()):
             raise ConfigurationError(f"{spec.name}={value} is not available yet; available: {', '.join(choices)}")
         raise ConfigurationError(f"unknown {spec.name} {value!r}. {nearest(value, choices)}")
+    for name in ("experiment_name", "run_name"):
+        value = getattr(run, name)
+        if value and ("/" in value or value.startswith(".")):
+            raise ConfigurationError(f"{name}={value!r} is no folder name; leave out slashes and dots in front")
     if run.portfolio and run.checkpoint:
         raise ConfigurationError("--checkpoint goes on with a run, --portfolio starts a new one; give one of them")

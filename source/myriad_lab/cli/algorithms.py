@@ -1,0 +1,148 @@
+"""The algorithms that ``myriad train`` offers: their configurations, their checks and how to build their runners."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from myriad_lab.algorithms.kmyriad import KMyriadCfg
+from myriad_lab.algorithms.pql import PQLCfg
+from myriad_lab.envs.contract import VecEnv
+from myriad_lab.errors import ConfigurationError
+from myriad_lab.monitor.logger import Logger
+from myriad_lab.networks.population import PopulationActor
+from myriad_lab.portfolio.run_folder import RunFolder
+from myriad_lab.runners.callbacks import Callback
+from myriad_lab.runners.parallel_q_runner import ParallelQRunner, ParallelQRunnerCfg
+from myriad_lab.runners.population_runner import PopulationRunner, PopulationRunnerCfg
+from myriad_lab.runners.ppo_cfg import PPOCfg
+from myriad_lab.runners.ppo_runner import PPORunner, PPORunnerCfg
+
+T = TypeVar("T")
+
+
+@dataclass
+class KMyriadAgentCfg(KMyriadCfg):
+    """``agent.*`` of ``--algorithm kmyriad``."""
+
+    runner: PopulationRunnerCfg = field(default_factory=PopulationRunnerCfg)
+    """Loop around the algorithm."""
+
+
+@dataclass
+class PQLAgentCfg(PQLCfg):
+    """``agent.*`` of ``--algorithm pql``."""
+
+    runner: ParallelQRunnerCfg = field(default_factory=ParallelQRunnerCfg)
+    """Loop around the algorithm."""
+
+
+@dataclass
+class PPOAgentCfg(PPOCfg):
+    """``agent.*`` of ``--algorithm ppo``."""
+
+    runner: PPORunnerCfg = field(default_factory=PPORunnerCfg)
+    """Loop around the algorithm."""
+
+
+@dataclass
+class Setting:
+    """What a runner is built from, once everything is checked."""
+
+    env: VecEnv
+    """The env."""
+    agent: Any
+    """One of the configurations of this module."""
+    folder: RunFolder
+    """Folder of the run."""
+    device: str
+    """Device of networks and buffers."""
+    seed: int
+    """Seed of the run."""
+    num_policies: int
+    """Policies of the population."""
+    actor: PopulationActor | None
+    """Population to start from, ``None`` for a fresh one."""
+    callbacks: Sequence[Callback]
+    """Observers."""
+    loggers: Sequence[Logger]
+    """Where the metrics go."""
+    manifest: Mapping[str, Any]
+    """Entries of the bundles' manifest that only the command line knows."""
+
+
+AGENTS: dict[str, Callable[[], Any]] = {"kmyriad": KMyriadAgentCfg, "pql": PQLAgentCfg, "ppo": PPOAgentCfg}
+"""Algorithm -> defaults of ``agent.*``."""
+
+
+def check(algorithm: str, agent: Any, task: Any, num_envs: int, num_policies: int) -> None:
+    """Check a configuration against the task and the sizes, before anything is built.
+
+    Args:
+        algorithm: One of ``AGENTS``.
+        agent: Its configuration.
+        task: The task, not bound to envs.
+        num_envs: Number of envs.
+        num_policies: Policies of the population.
+
+    Raises:
+        ConfigurationError: If a value is out of range, or too few particles are left for ``k``.
+    """
+    if algorithm == "kmyriad":
+        from myriad_lab.algorithms.state_rewards import StateRewards
+
+        agent.validate()
+        agent.runner.validate()
+        sizes = [math.prod(term.shape) for term in task.observation_terms()["features"]]
+        StateRewards(agent, task.cfg.episode_steps, num_envs, num_policies, sum(sizes))
+    elif algorithm == "pql":
+        agent.validate()
+        agent.runner.validate()
+    elif num_policies != 1:
+        raise ConfigurationError(f"num_policies={num_policies}; ppo trains one policy, leave the flag out")
+    else:
+        agent.validate(num_envs)
+
+
+def make_runner(algorithm: str, setting: Setting) -> Any:
+    """Return the runner of an algorithm.
+
+    Raises:
+        ConfigurationError: If the env or the population does not fit.
+    """
+    agent, place = setting.agent, (setting.folder, setting.device, setting.seed)
+    common = {"callbacks": setting.callbacks, "loggers": setting.loggers}
+    population = {"num_policies": setting.num_policies, "actor": setting.actor}
+    if algorithm == "kmyriad":
+        cfg = _narrow(agent, KMyriadCfg)
+        manifest = {"manifest": setting.manifest}
+        return PopulationRunner(setting.env, cfg, agent.runner, *place, **population, **common, **manifest)
+    if algorithm == "pql":
+        extra = {"manifest_extra": setting.manifest}
+        return ParallelQRunner(
+            setting.env, _narrow(agent, PQLCfg), agent.runner, *place, **population, **common, **extra
+        )
+    return PPORunner(
+        setting.env,
+        _narrow(agent, PPOCfg),
+        agent.runner,
+        *place,
+        head=setting.actor,
+        **common,
+        manifest=dict(setting.manifest),
+    )
+
+
+def plan_halving(agent: Any, num_policies: int, max_iterations: int) -> None:
+    """Spread successive halving evenly over the first half of the run, where the iterations are not configured."""
+    if not agent.runner.halving_iterations:
+        rounds = int(math.log2(num_policies)) if num_policies > 1 else 0
+        gap = max_iterations / 2 / max(rounds, 1)
+        agent.runner.halving_iterations = sorted({max(1, round(gap * i)) for i in range(1, rounds + 1)})
+
+
+def _narrow(cfg: Any, cls: type[T]) -> T:
+    """Return the part of ``cfg`` that its base class ``cls`` knows."""
+    return cls(**{spec.name: getattr(cfg, spec.name) for spec in fields(cls)})  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,187 @@
+"""What a training run will be, found out and checked before anything is built or written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from myriad_lab.cli import algorithms
+from myriad_lab.cli.configuration import compose, flatten, list_presets, load_preset, parse_overrides
+from myriad_lab.cli.machine import check_device
+from myriad_lab.cli.run_cfg import RunCfg, check_choices
+from myriad_lab.errors import CheckpointError, ConfigurationError
+
+Layer = dict[str, dict[str, Any]]
+"""Section (``run``, ``env``, ``agent``) -> dotted key -> value."""
+
+
+@dataclass
+class TrainPlan:
+    """A training run whose every setting is known and checked."""
+
+    run: RunCfg
+    """The flags; ``backend``, ``num_envs``, ``num_policies``, ``max_iterations`` and ``experiment_name`` are set."""
+    env_values: dict[str, Any]
+    """Dotted fields of the task's configuration that differ from its defaults."""
+    env_cfg: Any
+    """The task's configuration with those values."""
+    agent_cfg: Any
+    """Configuration of the algorithm and, as ``runner``, of the loop around it."""
+    task: Any
+    """The task, not bound to envs."""
+    resume: Any = None
+    """Bundle to go on with."""
+    seed_from: Any = None
+    """Bundle to start the policies from."""
+
+    def config(self) -> dict[str, Any]:
+        """Return the sections as plain containers, for the manifest and the run folder."""
+        return {
+            "run": asdict(self.run),
+            "env": asdict(self.env_cfg),
+            "agent": asdict(self.agent_cfg),
+        }
+
+
+def make_plan(flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainPlan:
+    """Find out what ``myriad train`` will do, and check it.
+
+    Args:
+        flags: Field of ``RunCfg`` -> value, for the flags that were given.
+        overrides: Overrides ``env.*``, ``agent.*`` and choices of presets.
+
+    Raises:
+        ConfigurationError: Whatever is wrong with the settings, with the value, what is expected and how to mend it.
+        CheckpointError: If the checkpoint or the portfolio is missing, damaged or does not fit.
+    """
+    from myriad_lab.tasks import registry
+
+    parsed = parse_overrides(overrides)
+    resume = _load(flags.get("checkpoint"), flags) if flags.get("checkpoint") else None
+    layers = _layers(flags, parsed.groups, resume)
+    run: RunCfg = compose(RunCfg(), [layer.get("run", {}) for layer in layers], "run")
+    check_choices(run)
+    if not run.task:
+        raise ConfigurationError("no task: give --task, see `myriad list_tasks`, or a preset with experiment=NAME")
+    entry = registry.get(run.task)
+    run.backend = _backend(run, entry)
+    check_device(run.device)
+    typed = _sections(parsed.values)
+    env_layers = [layer.get("env", {}) for layer in (*layers, typed)]
+    env_cfg = compose(entry.cfg, env_layers, "env")
+    task = entry.make_task(env_cfg)  # refuses what the fields alone cannot tell, e.g. a goal inside a wall
+    agent_layers = [layer.get("agent", {}) for layer in (*layers, typed)]
+    agent_cfg = compose(algorithms.AGENTS[run.algorithm](), agent_layers, "agent")
+    seed_from = _load(run.portfolio, flags) if run.portfolio else None
+    _fill_sizes(run, entry, seed_from)
+    env_values = _difference(entry.cfg, env_cfg)
+    plan = TrainPlan(run, env_values, env_cfg, agent_cfg, task, resume, seed_from)
+    _check(plan)
+    return plan
+
+
+def _layers(flags: Mapping[str, Any], groups: Mapping[str, str], resume: Any) -> list[Layer]:
+    """Return the layers under the overrides: presets, or what a resumed run was made with; then the flags."""
+    given: Layer = {"run": dict(flags)}
+    if resume is not None:
+        config = resume.manifest.config
+        kept: Layer = {section: flatten(config.get(section, {})) for section in ("run", "env", "agent")}
+        for name in ("checkpoint", "portfolio"):
+            kept["run"].pop(name, None)
+        return [kept, given]
+    experiment = _preset("experiment", groups["experiment"]) if "experiment" in groups else {}
+    asked = {**experiment.get("run", {}), **flags}
+    names = {
+        "agent": groups.get("agent") or str(asked.get("algorithm", RunCfg.algorithm)),
+        "task": groups.get("task") or _task_preset(str(asked.get("task", ""))),
+        "backend": groups.get("backend") or str(asked.get("backend", "")),
+        "logger": groups.get("logger") or str(asked.get("logger", "")),
+    }
+    layers = []
+    for group, name in names.items():
+        if group in groups or name in list_presets(group):
+            layers.append(_preset(group, name))
+    return [*layers, experiment, given]
+
+
+def _preset(group: str, name: str) -> Layer:
+    return {section: flatten(values or {}) for section, values in load_preset(group, name).items()}
+
+
+def _task_preset(task: str) -> str:
+    """Return the preset named by the longest beginning of the task id, e.g. ``antmaze`` of Myriad-AntMaze-Maze."""
+    parts = task.lower().split("-")[1:]
+    names = ["-".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    return next((name for name in names if name in list_presets("task")), "")
+
+
+def _sections(values: Mapping[str, Any]) -> Layer:
+    layer: Layer = {}
+    for key, value in values.items():
+        section, rest = key.split(".", 1)
+        layer.setdefault(section, {}).update(flatten({rest: value}))
+    return layer
+
+
+def _backend(run: RunCfg, entry: Any) -> str:
+    backend = entry.backends[0] if run.backend is None else run.backend
+    if backend not in entry.backends:
+        known = " and ".join(entry.backends)
+        raise ConfigurationError(f"task {entry.id} has no backend {backend!r}; it runs on {known}")
+    return backend
+
+
+def _fill_sizes(run: RunCfg, entry: Any, seed_from: Any) -> None:
+    """Set the sizes that neither flags nor presets gave."""
+    if run.num_policies is None:
+        alone = seed_from is None or run.seeding == "best" or run.algorithm == "ppo"
+        run.num_policies = 1 if alone else seed_from.manifest.num_policies
+    run.num_envs = entry.default_num_envs if run.num_envs is None else run.num_envs
+    run.experiment_name = run.experiment_name or f"{run.task.lower()}_{run.algorithm}"
+    if run.max_iterations is None:
+        run.max_iterations = 1_000_000 if run.max_env_steps or run.max_seconds else 200
+
+
+def _difference(defaults: Any, cfg: Any) -> dict[str, Any]:
+    before, after = flatten(asdict(defaults)), flatten(asdict(cfg))
+    return {key: value for key, value in after.items() if value != before.get(key)}
+
+
+def _load(selector: Any, flags: Mapping[str, Any]) -> Any:
+    from myriad_lab.portfolio.bundle import load_bundle, resolve_checkpoint
+
+    root = flags.get("runs_root") or RunCfg.runs_root
+    return load_bundle(resolve_checkpoint(str(selector), root, flags.get("task")))
+
+
+def _check(plan: TrainPlan) -> None:
+    """Check what several settings decide together."""
+    from myriad_lab.networks.population import check_population
+    from myriad_lab.portfolio.atomic import check_writable
+
+    run = plan.run
+    assert run.num_envs is not None
+    assert run.num_policies is not None
+    assert run.experiment_name is not None
+    assert run.max_iterations is not None
+    check_population(run.num_envs, run.num_policies)
+    algorithms.check(run.algorithm, plan.agent_cfg, plan.task, run.num_envs, run.num_policies)
+    if run.seeding == "halving":
+        if run.algorithm != "pql":
+            raise ConfigurationError(f"seeding=halving works with --algorithm pql, not with {run.algorithm}")
+        algorithms.plan_halving(plan.agent_cfg, run.num_policies, run.max_iterations)
+    if plan.resume is None:
+        check_writable(Path(run.runs_root) / run.experiment_name)
+    elif plan.resume.manifest.task != run.task:
+        raise CheckpointError(
+            f"the checkpoint {plan.resume.path} is of task {plan.resume.manifest.task}, not of {run.task}; "
+            "leave --task out to go on with it, or start from it with --portfolio"
+        )
+
+
+def given_flags(args: Any) -> dict[str, Any]:
+    """Return the flags that were given, out of parsed arguments."""
+    given = {spec.name: getattr(args, spec.name) for spec in fields(RunCfg)}
+    return {name: value for name, value in given.items() if value is not None}

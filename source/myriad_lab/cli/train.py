@@ -1,0 +1,190 @@
+"""``myriad train``: check everything, build env and runner, learn, and leave a run folder that explains itself."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from myriad_lab.cli.run_cfg import add_run_flags
+from myriad_lab.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from myriad_lab.cli.plan import TrainPlan
+    from myriad_lab.portfolio.run_folder import RunFolder
+    from myriad_lab.runners.callbacks import Callback
+
+
+@dataclass
+class TrainResult:
+    """What a training run left."""
+
+    folder: Path
+    """Folder of the run."""
+    checkpoint: Path
+    """Its last bundle."""
+    interrupted: bool
+    """Whether a signal ended it before its time."""
+    iteration: int
+    """Iterations done, those before a resume included."""
+    env_steps: int
+    """Env steps done, summed over envs."""
+    wall_time: float
+    """Time spent training [s]."""
+    metrics: dict[str, float]
+    """Metrics of the last iteration."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``myriad train``."""
+    parser.epilog = (
+        "Overrides follow the flags: env.KEY=VALUE (the task's configuration), agent.KEY=VALUE (the algorithm's), and "
+        "experiment=, task=, agent=, backend=, logger=PRESET."
+    )
+    add_run_flags(parser)
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Train; returns 130 where a signal ended the run early."""
+    from myriad_lab.cli.plan import given_flags
+
+    result = train(given_flags(args), overrides)
+    print(f"{result.iteration} iterations, {result.env_steps:,} env steps, {result.wall_time:.0f} s of training")
+    print(f"run folder: {result.folder}")
+    if result.interrupted:
+        print(f"go on with: myriad train --checkpoint {result.folder}")
+    return 130 if result.interrupted else 0
+
+
+def train(
+    flags: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    callbacks: Sequence[Callback] = (),
+    command: Sequence[str] | None = None,
+) -> TrainResult:
+    """Do what ``myriad train`` does.
+
+    Args:
+        flags: Field of ``RunCfg`` -> value, for the flags that are given.
+        overrides: ``env.*``, ``agent.*`` and choices of presets.
+        callbacks: Further observers of the runner.
+        command: What to write down as the command; that of the process by default.
+
+    Raises:
+        ConfigurationError: If a setting is wrong; nothing has been written then.
+        CheckpointError: If a bundle is missing, damaged or does not fit.
+    """
+    from myriad_lab.cli.plan import make_plan
+    from myriad_lab.cli.run_info import finish_run, open_run
+    from myriad_lab.tasks.registry import make_env
+
+    plan = make_plan(flags, overrides)
+    settle_torch(plan.run.deterministic)
+    env = make_env(
+        plan.run.task,
+        backend=plan.run.backend,
+        num_envs=plan.run.num_envs,
+        device=plan.run.device,
+        seed=plan.run.seed,
+        overrides=plan.env_values,
+    )
+    try:
+        actor = _starting_actor(plan, env.spec)
+        folder = open_run(plan, list(sys.argv if command is None else command))
+        result = _learn(plan, env, actor, folder, callbacks)
+    finally:
+        env.close()
+    finish_run(folder, result)
+    return result
+
+
+def settle_torch(deterministic: bool = False) -> None:
+    """Keep torch from fighting the physics for the cores: one thread, unless OMP_NUM_THREADS says otherwise."""
+    import os
+
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def _starting_actor(plan: TrainPlan, spec: Any) -> Any:
+    """Return the population to start from, ``None`` for a fresh one; refuses a bundle that does not fit the env."""
+    from myriad_lab.cli.seeding import starting_actor
+    from myriad_lab.portfolio.bundle import check_resume, check_seed
+
+    run = plan.run
+    assert run.num_policies is not None
+    if plan.resume is not None:
+        # successive halving leaves fewer heads in the bundle than the run began with
+        if not getattr(plan.agent_cfg.runner, "halving_iterations", []):
+            check_resume(plan.resume.manifest, spec, run.num_policies, run.task)
+        return None
+    if plan.seed_from is None:
+        return None
+    check_seed(plan.seed_from.manifest, spec)
+    return starting_actor(plan)
+
+
+def _learn(plan: TrainPlan, env: Any, actor: Any, folder: RunFolder, callbacks: Sequence[Callback]) -> TrainResult:
+    """Build the runner and let it learn until it is done or told to stop."""
+    from myriad_lab.cli.algorithms import Setting, make_runner
+    from myriad_lab.cli.interrupt import GracefulStop
+    from myriad_lab.cli.run_info import manifest_entries
+    from myriad_lab.monitor.logger import make_loggers
+
+    run = plan.run
+    assert run.num_policies is not None
+    assert run.max_iterations is not None
+    names = ["console"] if run.logger == "none" else ["console", run.logger]
+    total = None if run.max_env_steps or run.max_seconds else run.max_iterations
+    loggers = make_loggers(names, folder.path, total)
+    try:
+        observers = [*_budgets(plan), *_videos(plan, folder), *callbacks]
+        setting = Setting(
+            env=env,
+            agent=plan.agent_cfg,
+            folder=folder,
+            device=run.device,
+            seed=run.seed,
+            num_policies=run.num_policies,
+            actor=actor,
+            callbacks=observers,
+            loggers=loggers,
+            manifest=manifest_entries(plan),
+        )
+        runner = make_runner(run.algorithm, setting)
+        if plan.resume is not None:
+            runner.load(plan.resume.path)
+        remaining = run.max_iterations - runner.iteration
+        if remaining <= 0:
+            raise ConfigurationError(
+                f"the run has done {runner.iteration} of max_iterations={run.max_iterations}; give a larger number"
+            )
+        with GracefulStop(runner.request_stop) as stop:
+            runner.learn(remaining)
+    finally:
+        for logger in loggers:
+            logger.close()
+    interrupted = stop.signal_number is not None
+    counters = (runner.iteration, runner.env_steps, runner.wall_time)
+    return TrainResult(folder.path, folder.latest(), interrupted, *counters, dict(runner.metrics))
+
+
+def _budgets(plan: TrainPlan) -> list[Callback]:
+    from myriad_lab.runners.budget import EnvStepBudget, WallClockBudget
+
+    budgets: list[Callback] = []
+    if plan.run.max_env_steps is not None:
+        budgets.append(EnvStepBudget(plan.run.max_env_steps))
+    if plan.run.max_seconds is not None:
+        budgets.append(WallClockBudget(plan.run.max_seconds))
+    return budgets
+
+
+def _videos(plan: TrainPlan, folder: RunFolder) -> list[Callback]:
+    return []

@@ -1,0 +1,142 @@
+"""Bad input through the command line: one clear line, status 2, and nothing built or written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from myriad_lab.cli import train as train_module
+from myriad_lab.cli.main import main
+
+TASK = "Myriad-PointMaze-Maze"
+SMALL = ["--num_envs", "8", "--num_policies", "2", "--logger", "none"]
+TINY_NETWORK = ["agent.actor.trunk=[8]", "agent.actor.adapter_dim=8", "env.episode_steps=10"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished run of one iteration."""
+    root = tmp_path_factory.mktemp("runs")
+    flags = {
+        "task": TASK,
+        "num_envs": 8,
+        "num_policies": 2,
+        "max_iterations": 1,
+        "logger": "none",
+        "runs_root": str(root),
+    }
+    return train_module.train(flags, TINY_NETWORK).folder
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run ``myriad train``, which must refuse in one line on the error stream and leave nothing; return the line."""
+    before = sorted(str(path) for path in Path().rglob("*"))
+    assert main(["train", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err
+    made = set(map(str, Path().rglob("*"))) - set(before)
+    assert not [path for path in made if Path(path).is_file() or "checkpoints" in path or Path(path).parent.name == "a"]
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--task", TASK, "--num_envs", "10", "--num_policies", "4"], ["num_envs=10", "num_policies=4"]),
+        (["--task", "Myriad-PointMaze-Mase", *SMALL], ["Myriad-PointMaze-Mase", "Did you mean", TASK]),
+        ([*SMALL], ["--task", "list_tasks"]),
+        (["--task", TASK, *SMALL, "agent.kk=3"], ["agent.kk", "Did you mean", "agent.k"]),
+        (["--task", TASK, *SMALL, "env.gaol=[1,1]"], ["env.gaol", "Did you mean", "env.goal"]),
+        (["--task", TASK, *SMALL, "agent.k=many"], ["agent.k='many'", "int"]),
+        (["--task", TASK, *SMALL, "agent.k=100000"], ["k=100000", "particles"]),
+        (["--task", TASK, *SMALL, "--device", "cuda:77"], ["cuda:77", "cpu"]),
+        (["--task", TASK, *SMALL, "--device", "abacus"], ["abacus", "cpu"]),
+        (["--task", TASK, *SMALL, "--backend", "mujoco"], ["mujoco", "torch"]),
+        (["--task", TASK, *SMALL, "--backend", "isaaclab"], ["isaaclab", "not available yet", "torch"]),
+        (["--task", TASK, *SMALL, "--algorithm", "arac"], ["arac", "not available yet", "kmyriad"]),
+        (["--task", TASK, *SMALL, "--algorithm", "kmyriat"], ["kmyriat", "Did you mean kmyriad"]),
+        (["--task", TASK, *SMALL, "--distributed"], ["--distributed", "not available yet"]),
+        (["--task", TASK, *SMALL, "--num_envs", "-3"], ["--num_envs", "at least 1"]),
+        (["--task", TASK, *SMALL, "--max_iterations", "0"], ["--max_iterations", "at least 1"]),
+        (["--task", TASK, *SMALL, "--checkpoint", "gone"], ["gone", "does not exist"]),
+        (["--task", TASK, *SMALL, "--checkpoint", "latest"], ["no run with a checkpoint"]),
+        (["--task", TASK, *SMALL, "--portfolio", "gone"], ["gone", "does not exist"]),
+        (["--task", TASK, *SMALL, "--seeding", "halving"], ["halving", "pql"]),
+        (["--task", TASK, "--algorithm", "ppo", *SMALL], ["num_policies=2", "ppo"]),
+        (["--task", TASK, *SMALL, "--experiment_name", "a/b"], ["experiment_name", "a/b"]),
+        (["--task", f"{TASK}-Goal", "--algorithm", "pql", *SMALL, "env.goal=[0.0,99.0]"], ["goal", "99"]),
+        (["--task", f"{TASK}-Goal", "--algorithm", "pql", *SMALL, "env.goal=[1.0]"], ["goal", "[x, y]"]),
+        (["--task", TASK, *SMALL, "experiment=none_such"], ["experiment=none_such"]),
+    ],
+)
+def test_bad_input(arguments: list[str], says: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, *arguments)
+    assert all(text in line for text in says), line
+
+
+def test_a_goal_inside_a_wall(capsys: pytest.CaptureFixture[str]) -> None:
+    from myriad_lab.tasks.registry import get
+
+    entry = get(f"{TASK}-Goal")
+    x, y = entry.make_task(entry.cfg).arena.boxes[-1].center
+    line = refused(capsys, "--task", entry.id, "--algorithm", "pql", *SMALL, f"env.goal=[{x},{y}]")
+    assert "inside a wall" in line
+
+
+def test_an_unwritable_run_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file where a folder should be")
+    line = refused(capsys, "--task", TASK, *SMALL, "--runs_root", "file")
+    assert "cannot write to file" in line
+
+
+def test_the_bundle_of_another_task(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "--task", "Myriad-PointMaze-Empty", *SMALL, "--checkpoint", str(trained))
+    assert "Myriad-PointMaze-Empty" in line
+    assert TASK in line
+
+
+def test_the_bundle_of_another_robot(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "--task", "Myriad-AntMaze-Maze", *SMALL, "--portfolio", str(trained))
+    assert "do not fit the env" in line
+
+
+def test_another_number_of_heads(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "--checkpoint", str(trained), "--num_policies", "4", "--max_iterations", "5")
+    assert "num_policies: 2 in the bundle, 4 asked for" in line
+
+
+def test_a_truncated_checkpoint(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    (weights,) = copy.glob("checkpoints/*/weights.pt")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "truncated" in refused(capsys, "--checkpoint", str(copy), "--max_iterations", "5")
+
+
+def test_a_run_that_is_done(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "--checkpoint", str(trained))
+    assert "max_iterations=1" in line
+
+
+def test_a_checkpoint_and_a_portfolio(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "--checkpoint", str(trained), "--portfolio", str(trained))
+    assert "give one of them" in line
+
+
+def test_features_with_nan_stop_the_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from myriad_lab.tasks.maze.point_maze import PointMazeTask
+
+    monkeypatch.setattr(PointMazeTask, "features", lambda self, state: state.root_pos_w[:, :2] / 0.0)
+    assert main(["train", "--task", TASK, *SMALL, *TINY_NETWORK]) == 2
+    line = capsys.readouterr().err
+    assert "error: not finite" in line
+    assert "root_xy" in line
