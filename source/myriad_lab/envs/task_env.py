@@ -33,7 +33,8 @@ class TaskEnv(VecEnv):
             task_id: Registered id for ``spec.task``; the name of the class by default.
 
         Raises:
-            ConfigurationError: An observation of the task has another shape than its terms say.
+            ConfigurationError: An observation of the task has another shape than its terms say, or is not finite from
+                the start.
         """
         self.task = task
         self.simulator = simulator
@@ -62,6 +63,7 @@ class TaskEnv(VecEnv):
         self._reward_sums = {name: torch.zeros(self.num_envs, device=self.device) for name in reward_names}
         self._check_terms()
         self._obs = self._observe()
+        self._check_finite()
 
     def reset(self, env_ids: torch.Tensor | None = None) -> TensorDict:
         """Start a new episode in the rows ``env_ids`` (all by default) and return the observations of all.
@@ -239,6 +241,16 @@ class TaskEnv(VecEnv):
             if group not in seen or list(seen[group].items()) != list(told.items()):
                 raise ConfigurationError(
                     f"Task {self.spec.task}: group {group!r} announces the terms {told} but observes {seen.get(group)}."
+                )
+
+    def _check_finite(self) -> None:
+        """Refuse a task whose first observations are not finite; later ones count as diverged physics."""
+        for group, values in self._obs.items():
+            bad = ~torch.isfinite(values)
+            if bool(bad.any()):
+                raise ConfigurationError(
+                    f"Task {self.spec.task}: group {group!r} is not finite at the start, in {int(bad.any(1).sum())} of "
+                    f"{self.num_envs} envs, columns {bad.any(0).nonzero().flatten().tolist()}; mend the task's terms."
                 )
 
 
