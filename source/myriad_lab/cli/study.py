@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -14,10 +13,11 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from myriad_lab.cli.machine import hardware, versions
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.evaluation.study import (
     Cell,
@@ -118,18 +118,6 @@ def write_report(study: StudyCfg, out: Path) -> int:
     return 1 if summary["failed"] else 0
 
 
-def hardware() -> dict[str, Any]:
-    """Return processor, number of cores and GPU, for the page of a study."""
-    import torch
-
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        cpu = next((x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")), cpu)
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "gpu": gpu}
-
-
 def _run_cell(study: StudyCfg, cell: Cell, goals: dict[str, dict[str, Any]], out: Path, jobs: int) -> None:
     folder = out / "cells" / cell.id
     arguments = _arguments(study, cell, goals, out)
@@ -141,7 +129,7 @@ def _run_cell(study: StudyCfg, cell: Cell, goals: dict[str, dict[str, Any]], out
     folder.mkdir(parents=True)
     started = time.time()
     record = {"id": cell.id, **asdict(cell), "signature": mark, "arguments": arguments, "jobs": jobs}
-    record |= {"hardware": hardware(), "versions": _versions()}
+    record |= {"hardware": hardware(), "versions": versions()}
     try:
         record |= _train_and_evaluate(study, cell, arguments, folder, out, jobs) | {"status": "done", "error": ""}
     except _CellError as error:
@@ -223,7 +211,7 @@ def _scaled(study: StudyCfg, scale: float, num_seeds: int | None) -> StudyCfg:
 def _context(study: StudyCfg, results: Sequence[dict[str, Any]]) -> dict[str, str]:
     budget = ", ".join(f"{key} {value:,}" for key, value in asdict(study.budget).items() if value is not None)
     machines = {json.dumps(r["hardware"]) for r in results} or {json.dumps(hardware())}
-    versions = {json.dumps(r["versions"]) for r in results} or {json.dumps(_versions())}
+    versions = {json.dumps(r["versions"]) for r in results} or {json.dumps(versions())}
 
     def plain(texts: set[str]) -> str:
         return "; ".join(", ".join(f"{k} {v}" for k, v in json.loads(t).items()) for t in sorted(texts))
@@ -236,8 +224,3 @@ def _context(study: StudyCfg, results: Sequence[dict[str, Any]]) -> dict[str, st
         "cells at a time": ", ".join(sorted({str(r["jobs"]) for r in results})) or "-",
         "time of all cells": f"{sum(r['seconds'] for r in results) / 60:.0f} min",
     }
-
-
-def _versions() -> dict[str, str]:
-    names = ("myriad-lab", "torch", "rsl-rl-lib", "mujoco", "numpy")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}

@@ -154,7 +154,10 @@ class Cell:
     @property
     def id(self) -> str:
         """Name of the cell and of its folder."""
-        return "-".join(filter(None, ("pre" if self.is_prerequisite else "", self.variant, self.case)) ) + f"-seed{self.seed}"
+        return (
+            "-".join(filter(None, ("pre" if self.is_prerequisite else "", self.variant, self.case)))
+            + f"-seed{self.seed}"
+        )
 
 
 def load_study(path: str | Path) -> StudyCfg:

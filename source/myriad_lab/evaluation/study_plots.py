@@ -100,7 +100,9 @@ def _figure(
         panel.grid(alpha=0.3)
     if drawn:
         panels[0].set_ylabel(label)
-        handles = {text: line for panel in panels for line, text in zip(*panel.get_legend_handles_labels(), strict=True)}
+        handles = {
+            text: line for panel in panels for line, text in zip(*panel.get_legend_handles_labels(), strict=True)
+        }
         panels[-1].legend(handles.values(), handles.keys(), fontsize=8, title="variant (seeds)", title_fontsize=8)
         figure.savefig(path, dpi=130)
     return drawn

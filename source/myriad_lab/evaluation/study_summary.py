@@ -178,7 +178,9 @@ def _crossing_table(study: StudyCfg, rows: Sequence[Mapping[str, Any]]) -> list[
 def _show(interval: Mapping[str, Any] | None, signed: bool = False) -> str:
     if interval is None:
         return "-"
-    return f"{_number(interval['mean'], signed)} [{_number(interval['low'], signed)}, {_number(interval['high'], signed)}]"
+    return (
+        f"{_number(interval['mean'], signed)} [{_number(interval['low'], signed)}, {_number(interval['high'], signed)}]"
+    )
 
 
 def _number(value: float, signed: bool) -> str:

@@ -63,7 +63,9 @@ class PPOCfg:
         if not 0.0 <= self.gamma <= 1.0 or not 0.0 <= self.lam <= 1.0:
             raise ConfigurationError(f"agent.gamma={self.gamma} and agent.lam={self.lam} must lie in [0, 1].")
         if self.schedule not in ("adaptive", "fixed"):
-            raise ConfigurationError(f"agent.schedule={self.schedule!r}. {nearest(self.schedule, ('adaptive', 'fixed'))}")
+            raise ConfigurationError(
+                f"agent.schedule={self.schedule!r}. {nearest(self.schedule, ('adaptive', 'fixed'))}"
+            )
         if self.activation not in ACTIVATIONS:
             raise ConfigurationError(f"agent.activation={self.activation!r}. {nearest(self.activation, ACTIVATIONS)}")
         if not self.actor_hidden_dims or not self.critic_hidden_dims:
@@ -96,7 +98,8 @@ class PPOCfg:
                 "activation": _rsl_activation(self.activation),
                 "obs_normalization": self.obs_normalization,
             },
-            "algorithm": {"class_name": "rsl_rl.algorithms:PPO"} | {name: getattr(self, name) for name in names.split()},
+            "algorithm": {"class_name": "rsl_rl.algorithms:PPO"}
+            | {name: getattr(self, name) for name in names.split()},
         }
 
     def mlp_actor(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from tensordict import TensorDict
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
+from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.envs.contract import VecEnv
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
@@ -25,12 +27,20 @@ class RslEnvView(RslVecEnv):
         env: The env to wrap.
         groups: Observation groups to pass on.
         squash: ``tanh`` for actors with pre-squash outputs, ``clip`` for plain ones.
+        on_step: Told of each step and the env's ``extras``.
     """
 
-    def __init__(self, env: VecEnv, groups: list[str], squash: Literal["tanh", "clip"]) -> None:
+    def __init__(
+        self,
+        env: VecEnv,
+        groups: list[str],
+        squash: Literal["tanh", "clip"],
+        on_step: Callable[[Step, dict[str, Any]], None] | None = None,
+    ) -> None:
         self.env = env
         self.groups = groups
         self.squash = squash
+        self.on_step = on_step
         self.num_envs = env.num_envs
         self.num_actions = env.num_actions
         self.max_episode_length = env.max_episode_length
@@ -53,11 +63,35 @@ class RslEnvView(RslVecEnv):
     def step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict]:
         """Squash the actions, step the env; the keys of ``extras`` are those RSL-RL reads."""
         bounded = torch.tanh(actions) if self.squash == "tanh" else actions.clamp(-1.0, 1.0)
+        before = None if self.on_step is None else self.env.get_observations()
         obs, rewards, dones, extras = self.env.step(bounded)
-        diverged = extras.get("diverged")
-        if diverged is not None:
-            rewards = rewards.masked_fill(diverged, 0.0)
+        diverged = extras.get("diverged", torch.zeros_like(dones, dtype=torch.bool))
+        rewards = rewards.masked_fill(diverged, 0.0)
+        if self.on_step is not None and before is not None:
+            ends = extras["terminated"], extras["time_outs"]
+            self.on_step(Step(before, bounded, rewards, *ends, obs, extras.get("final_obs"), ~diverged), extras)
         return obs.select(*self.groups), rewards, dones, extras
+
+
+class RslRecorder:
+    """Stands where RSL-RL keeps its logger: remembers what it is told, prints nothing and writes nothing."""
+
+    writer = None
+    log_dir = None
+
+    def __init__(self) -> None:
+        self.last: dict[str, Any] = {}
+        """What RSL-RL reported of the last iteration."""
+
+    def init_logging_writer(self) -> None:
+        """Open nothing."""
+
+    def process_env_step(self, *args: Any) -> None:
+        """Leave the bookkeeping of episodes to the env view."""
+
+    def log(self, **values: Any) -> None:
+        """Keep the numbers of an iteration."""
+        self.last = values
 
 
 class HeadModel(nn.Module):
