@@ -1,0 +1,1 @@
+"""Evaluation of recorded data: metrics, diversity, plots, reports and studies."""

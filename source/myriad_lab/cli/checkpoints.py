@@ -1,0 +1,147 @@
+"""What the commands that use a trained portfolio share: which bundle, which heads, which env."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from myriad_lab.errors import CheckpointError, ConfigurationError
+
+if TYPE_CHECKING:
+    from myriad_lab.envs.contract import VecEnv
+    from myriad_lab.portfolio.bundle import Bundle
+    from myriad_lab.portfolio.run_folder import RunFolder
+
+
+def add_checkpoint_flags(parser: argparse.ArgumentParser, policy: str) -> None:
+    """Add ``--checkpoint``, ``--policy`` and ``--runs_root``."""
+    parser.add_argument("--checkpoint", default="latest", help="bundle or run folder, or latest, or best")
+    parser.add_argument("--policy", default=policy, help=f"head number, best, or all (default: {policy})")
+    parser.add_argument("--runs_root", default="runs", help="where runs are (default: runs)")
+
+
+def add_env_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that choose the env."""
+    from myriad_lab.cli.arguments import positive_int, seed_int
+
+    parser.add_argument("--task", help="registered task id (default: that of the checkpoint)")
+    parser.add_argument("--backend", help="simulator (default: that of the checkpoint)")
+    parser.add_argument("--num_envs", type=positive_int, help="parallel envs")
+    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    parser.add_argument("--seed", type=seed_int, default=10_007, help="seed of the episodes (default: 10007)")
+
+
+def open_bundle(checkpoint: str | Path, runs_root: str | Path = "runs", device: str = "cpu") -> Bundle:
+    """Load the bundle that ``--checkpoint`` names.
+
+    Raises:
+        CheckpointError: If there is none, or it is damaged.
+        ConfigurationError: If the device is not there.
+    """
+    from myriad_lab.cli.machine import check_device
+    from myriad_lab.portfolio.bundle import load_bundle, resolve_checkpoint
+
+    check_device(device)
+    return load_bundle(resolve_checkpoint(checkpoint, runs_root), device)
+
+
+def run_of(bundle: Bundle) -> RunFolder | None:
+    """Return the run folder that holds a bundle, ``None`` for a bundle that was copied out of it."""
+    from myriad_lab.portfolio.run_folder import RunFolder
+
+    try:
+        return RunFolder.open(bundle.path)
+    except CheckpointError:
+        return None
+
+
+def choose_heads(policy: str, bundle: Bundle) -> list[int]:
+    """Return the heads that ``--policy`` means: all, the best one by the last evaluation, or one by number.
+
+    Raises:
+        ConfigurationError: If there is no such head, or nothing says which one is best.
+    """
+    total = bundle.manifest.num_policies
+    if policy == "all":
+        return list(range(total))
+    if policy == "best":
+        return [best_head(bundle)]
+    if not policy.isdigit() or int(policy) >= total:
+        raise ConfigurationError(f"--policy {policy}: expected all, best, or a head in 0..{total - 1}")
+    return [int(policy)]
+
+
+def best_head(bundle: Bundle) -> int:
+    """Return the best head: by the evaluation of this very checkpoint, else by the returns in training.
+
+    Raises:
+        ConfigurationError: If neither is there.
+    """
+    manifest = bundle.manifest
+    if manifest.num_policies == 1:
+        return 0
+    run = run_of(bundle)
+    if run is not None and run.evaluation_file.is_file():
+        evaluation = json.loads(run.evaluation_file.read_text())
+        if evaluation.get("checkpoint") == bundle.path.name and len(evaluation["heads"]) == manifest.num_policies:
+            return int(evaluation["best_head"]["head"])
+    for scores in manifest.head_metrics.values():
+        if len(scores) == manifest.num_policies and len(set(scores)) > 1:
+            return max(range(len(scores)), key=lambda i: scores[i])
+    raise ConfigurationError(
+        f"nothing says which head of {bundle.path} is best; run `myriad evaluate --checkpoint {bundle.path}` first, "
+        "or give a number"
+    )
+
+
+def env_values(bundle: Bundle, task: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the fields of the task's configuration: those of the bundle for its own task, then the overrides.
+
+    Raises:
+        ConfigurationError: If an override is not of the form ``env.key=value``.
+    """
+    from myriad_lab.cli.configuration import flatten, parse_overrides
+
+    parsed = parse_overrides(overrides)
+    strange = [*parsed.groups, *(key for key in parsed.values if not key.startswith("env."))]
+    if strange:
+        raise ConfigurationError(f"override {strange[0]!r}: only env.key=value can be given here")
+    kept: Mapping[str, Any] = bundle.manifest.config.get("env", {}) if task == bundle.manifest.task else {}
+    return flatten(kept) | {key.removeprefix("env."): value for key, value in parsed.values.items()}
+
+
+def env_of(
+    bundle: Bundle,
+    num_envs: int,
+    *,
+    task: str | None = None,
+    backend: str | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+) -> VecEnv:
+    """Make the env of a bundle, or of another task that its policies fit.
+
+    Raises:
+        ConfigurationError: If task, backend, a field or the number of envs is wrong.
+        CheckpointError: If the policies do not fit the env.
+    """
+    from myriad_lab.portfolio.bundle import check_seed
+    from myriad_lab.tasks.registry import make_env
+
+    task = task or bundle.manifest.task
+    if backend is None and task == bundle.manifest.task:
+        backend = bundle.manifest.backend
+    values = env_values(bundle, task, overrides)
+    env = make_env(
+        task, backend=backend, num_envs=num_envs, device=device, seed=seed, final_obs=False, overrides=values
+    )
+    try:
+        check_seed(bundle.manifest, env.spec)
+    except CheckpointError:
+        env.close()
+        raise
+    return env

@@ -1,0 +1,48 @@
+"""``myriad report``: one self-contained HTML page of a run folder."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from myriad_lab.cli.arguments import refuse_overrides
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``myriad report``."""
+    parser.add_argument("run_folder", nargs="?", help="run folder (default: that of --checkpoint)")
+    parser.add_argument("--checkpoint", default="latest", help="bundle or run folder, or latest, or best")
+    parser.add_argument("--runs_root", default="runs", help="where runs are (default: runs)")
+    parser.add_argument(
+        "--seeds", nargs="*", default=[], metavar="RUN", help="runs with other seeds, for intervals on the curves"
+    )
+    parser.add_argument("--out", type=Path, help="HTML file (default: report.html in the run folder)")
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Write the page and say where it is."""
+    refuse_overrides("report", overrides)
+    path = report(args.run_folder or args.checkpoint, args.runs_root, others=args.seeds, out=args.out)
+    print(f"written: {path} ({path.stat().st_size / 2**20:.1f} MiB)")
+    return 0
+
+
+def report(
+    checkpoint: str | Path, runs_root: str | Path = "runs", *, others: Sequence[str] = (), out: str | Path | None = None
+) -> Path:
+    """Write the page of the run that holds a checkpoint.
+
+    Raises:
+        CheckpointError: If there is no such run, or a file in it is damaged.
+        ConfigurationError: If matplotlib is missing.
+    """
+    import importlib.util
+
+    from myriad_lab.errors import ConfigurationError
+    from myriad_lab.evaluation.report import write_report
+    from myriad_lab.portfolio.run_folder import resolve_checkpoint
+
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigurationError("the report needs matplotlib; install it with: pip install 'myriad-lab[viz]'")
+    return write_report(resolve_checkpoint(checkpoint, runs_root), others, out)
