@@ -199,6 +199,15 @@ def test_a_task_that_announces_other_terms_is_refused():
         TaskEnv(LineTask(told=3), BreakableSimulator(2), seed=0)
 
 
+def test_a_task_whose_first_observation_is_not_finite_is_refused():
+    task = LineTask()
+    task.poison_obs = {1: torch.nan}
+    with pytest.raises(
+        ConfigurationError, match=r"'policy' is not finite at the start, in 1 of 2 envs, columns \[0, 1\]"
+    ):
+        TaskEnv(task, BreakableSimulator(2), seed=0)
+
+
 def test_a_state_of_another_size_is_refused(env):
     other = TaskEnv(LineTask(), BreakableSimulator(2), seed=0)
     with pytest.raises(ConfigurationError, match="4 envs, this env 2"):

@@ -245,8 +245,8 @@ class TaskEnv(VecEnv):
 
     def _check_finite(self) -> None:
         """Refuse a task whose first observations are not finite; later ones count as diverged physics."""
-        for group, values in self._obs.items():
-            bad = ~torch.isfinite(values)
+        for group in self.spec.observations:
+            bad = ~torch.isfinite(self._obs[group])
             if bool(bad.any()):
                 raise ConfigurationError(
                     f"Task {self.spec.task}: group {group!r} is not finite at the start, in {int(bad.any(1).sum())} of "
