@@ -133,6 +133,7 @@ def test_bad_input_is_refused(tmp_path: Path, obs: np.ndarray, monkeypatch: pyte
 def test_exporting_says_nothing(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path)
     program = (
+        "import logging; logging.basicConfig(level=logging.INFO)\n"
         "from myriad_lab.portfolio.bundle import load_bundle\n"
         "from myriad_lab.export.policy import export_policy\n"
         f"export_policy(load_bundle({str(bundle.path)!r}), {str(tmp_path / 'out')!r}, None)\n"

@@ -18,6 +18,13 @@ from myriad_lab.portfolio.atomic import write_file
 
 OPSET = 18
 """Operator set, the one torch's exporter knows best; onnxruntime 1.14 and later run it."""
+_CHATTY = {
+    "onnxscript": logging.WARNING,
+    "onnx_ir": logging.WARNING,
+    # Says that torchvision is not there.
+    "torch.onnx._internal.exporter._registration": logging.ERROR,
+}
+"""Loggers -> the least severe level that is let through while exporting."""
 
 
 def require_onnx() -> None:
@@ -96,10 +103,11 @@ def read_metadata(path: str | Path) -> str | None:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silence what torch's exporter says about itself, and nothing else."""
-    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = registration.level
-    registration.setLevel(logging.ERROR)  # says that torchvision is not there
+    """Silence what the exporter and its optimiser say about themselves, and nothing else."""
+    loggers = {name: logging.getLogger(name) for name in _CHATTY}
+    before = {name: logger.level for name, logger in loggers.items()}
+    for name, logger in loggers.items():
+        logger.setLevel(_CHATTY[name])
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*", category=FutureWarning)
@@ -108,4 +116,5 @@ def _quiet_exporter() -> Iterator[None]:
             warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(onnxscript|torch)\..*")
             yield
     finally:
-        registration.setLevel(level)
+        for name, logger in loggers.items():
+            logger.setLevel(before[name])
