@@ -67,7 +67,20 @@ def list_presets(group: str) -> list[str]:
 
 
 def load_preset(group: str, name: str) -> dict[str, Any]:
-    """Return the values of the preset ``config/<group>/<name>.yaml``: a mapping with the sections of ``SECTIONS``.
+    """Return the values of a preset of the composition: a mapping with the sections of ``SECTIONS``.
+
+    Raises:
+        ConfigurationError: If there is no such preset (names the nearest), or it has another section.
+    """
+    values = read_preset(group, name)
+    strange = values.keys() - set(SECTIONS)
+    if strange:
+        raise ConfigurationError(f"preset {group}={name} has the section {sorted(strange)[0]!r}; known: {SECTIONS}")
+    return values
+
+
+def read_preset(group: str, name: str) -> dict[str, Any]:
+    """Return the values of ``config/<group>/<name>.yaml``.
 
     Raises:
         ConfigurationError: If there is no such preset; names the nearest.
@@ -82,9 +95,6 @@ def load_preset(group: str, name: str) -> dict[str, Any]:
     text = (files("myriad_lab.config") / group / f"{name}.yaml").read_text()
     values = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
     assert isinstance(values, dict)
-    strange = values.keys() - set(SECTIONS)
-    if strange:
-        raise ConfigurationError(f"preset {group}={name} has the section {sorted(strange)[0]!r}; known: {SECTIONS}")
     return {str(key): value for key, value in values.items()}
 
 
