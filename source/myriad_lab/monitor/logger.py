@@ -33,22 +33,25 @@ class Logger(ABC):
 
 
 class JsonLines(Logger):
-    """Append one flat JSON object per iteration to a file; every line is flushed, NaN is written as null."""
+    """Append one flat JSON object per iteration to a file; NaN is written as null.
+
+    The file is open only while a line is written, so that a killed run loses at most the line in progress.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a", encoding="utf-8")
 
     def log(self, metrics: Mapping[str, float], iteration: int) -> None:
         """Append a line."""
         row = {"iteration": iteration} | {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
     def rewind(self, iteration: int) -> None:
         """Drop the lines of ``iteration`` and later ones, and a last line cut short by a crash."""
-        self._file.close()
+        if not self.path.is_file():
+            return
         kept = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
@@ -60,11 +63,6 @@ class JsonLines(Logger):
         partial = self.path.with_name(self.path.name + ".partial")
         partial.write_text("".join(kept), encoding="utf-8")
         partial.replace(self.path)
-        self._file = self.path.open("a", encoding="utf-8")
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 class ConsoleLogger(Logger):

@@ -99,6 +99,7 @@ class PopulationRunner:
         sizes = {group: env.spec.group_size(group) for group in env.spec.observations}
         if actor is None:
             actor = PopulationActor(sizes["policy"], env.num_actions, num_policies, cfg.actor)
+        _check_actor(actor, sizes["policy"], env.num_actions, num_policies)
         self.actor = actor.to(self.device).train()
         self.algorithm = KMyriad(
             self.actor, cfg, env.num_envs, sizes, self.device, seed, num_steps=env.max_episode_length
@@ -287,6 +288,15 @@ class PopulationRunner:
 
     def _exported(self, head: int | None) -> torch.nn.Module:
         return self.actor.indexed() if head is None else self.actor.single(head)
+
+
+def _check_actor(actor: PopulationActor, num_obs: int, num_actions: int, num_policies: int) -> None:
+    expected = {"num_obs": num_obs, "num_actions": num_actions, "num_policies": num_policies}
+    for name, value in expected.items():
+        if getattr(actor, name) != value:
+            raise ConfigurationError(
+                f"the population has {name}={getattr(actor, name)}, the run needs {value}; start from a fitting one"
+            )
 
 
 def _seed_everything(seed: int) -> None:
