@@ -122,6 +122,7 @@ def knn_within(points: torch.Tensor, k: int, *, method: Method = "auto") -> tupl
 def group_sizes(groups: torch.Tensor, reference_groups: torch.Tensor | None = None) -> torch.Tensor:
     """Return how many references share the group of each entry of ``groups`` (n,), with no host synchronisation."""
     ordered = (groups if reference_groups is None else reference_groups).sort().values
+    groups = groups.contiguous()
     return torch.searchsorted(ordered, groups, right=True) - torch.searchsorted(ordered, groups)
 
 

@@ -19,7 +19,7 @@ MARGIN = 8
 GROUP = 16
 """References per group in the two-stage selection; measured best of 16 to 128 on a CPU."""
 CPU_TILE = 1 << 20
-"""Elements of a distance tile on the CPU: it stays in the cache between the matmul and the selection."""
+"""Elements of a distance tile for each CPU thread: it stays in the cache between the matmul and the selection."""
 GPU_TILE = 1 << 28
 """Elements of a distance tile on a GPU (1 GiB in float32)."""
 MAX_COLUMNS = {"cpu": 1 << 15, "gpu": 1 << 18}
@@ -117,7 +117,7 @@ def dense_search(
     rows_side, columns_side, squares = _augment(queries - centre, references - centre)
     columns = min(MAX_COLUMNS["cpu" if queries.device.type == "cpu" else "gpu"], columns_side.shape[-1])
     if chunk is None:
-        budget = CPU_TILE if queries.device.type == "cpu" else GPU_TILE
+        budget = CPU_TILE * torch.get_num_threads() if queries.device.type == "cpu" else GPU_TILE
         chunk = max(1, budget // (batch * columns))
     parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     with full_precision():

@@ -1,0 +1,90 @@
+"""Entropy of the pool = mean entropy of the policies + diversity, checked where all three are known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from myriad_lab.errors import ConfigurationError
+from myriad_lab.functional.entropy import entropy, kl_knn, kl_to_others, population_statistics, thin
+
+
+def squares(num_policies, num_points, offset, seed=0):
+    points = torch.rand(num_policies, num_points, 2, generator=torch.Generator().manual_seed(seed))
+    points[..., 0] += offset * torch.arange(num_policies)[:, None]
+    return points
+
+
+def test_disjoint_squares_are_as_diverse_as_can_be():
+    """The tolerance is below the error of comparing a pool of 2n with policies of n particles (0.024 at this size)."""
+    found = population_statistics(squares(2, 8192, 5.0), 5)
+    assert float(found["diversity"]) == pytest.approx(math.log(2), abs=0.02)
+    assert float(found["diversity_normalised"]) == pytest.approx(1.0, abs=0.03)
+    torch.testing.assert_close(found["entropy_heads"], torch.zeros(2), atol=0.05, rtol=0)
+    assert (found["kl_heads"] > 5.0).all()
+
+
+def test_equal_policies_have_no_diversity():
+    found = population_statistics(squares(4, 4096, 0.0), 5)
+    assert abs(float(found["diversity"])) < 0.04
+    assert found["kl_heads"].abs().max() < 0.08
+
+
+def test_half_overlap():
+    """Two unit squares, half of each shared: the pool has 1.5 nats' worth of area, density 1/2, 1, 1/2 (over ln 2)."""
+    found = population_statistics(squares(2, 8192, 0.5), 5)
+    assert float(found["diversity"]) == pytest.approx(0.5 * math.log(2), abs=0.03)
+
+
+def test_parts_equal_their_single_forms():
+    points = squares(3, 500, 0.7)
+    found = population_statistics(points, 5)
+    assert float(found["entropy_pool"]) == pytest.approx(float(entropy(points.flatten(0, 1), 5)), abs=1e-6)
+    for head in range(3):
+        others = points[[i for i in range(3) if i != head]].flatten(0, 1)
+        assert float(found["entropy_heads"][head]) == pytest.approx(float(entropy(points[head], 5)), abs=1e-5)
+        assert float(found["kl_heads"][head]) == pytest.approx(float(kl_knn(points[head], others, 5)), abs=1e-5)
+
+
+def test_one_policy():
+    found = population_statistics(squares(1, 300, 0.0), 5)
+    assert float(found["diversity"]) == float(found["diversity_normalised"]) == float(found["kl_heads"][0]) == 0.0
+    assert float(found["entropy_heads"][0]) == float(found["entropy_pool"])
+
+
+def test_policies_may_be_permuted():
+    points = squares(5, 200, 0.4)
+    order = [3, 0, 4, 1, 2]
+    base, moved = population_statistics(points, 5), population_statistics(points[order], 5)
+    torch.testing.assert_close(moved["entropy_pool"], base["entropy_pool"])
+    torch.testing.assert_close(moved["entropy_heads"], base["entropy_heads"][order])
+    torch.testing.assert_close(moved["kl_heads"], base["kl_heads"][order])
+
+
+@pytest.mark.parametrize(("m", "n"), [(3, 10), (7, 4), (1, 6)])
+def test_thinning_takes_policies_evenly_and_none_twice(m, n):
+    points = torch.stack(torch.meshgrid(torch.arange(m), torch.arange(n), indexing="ij"), dim=-1).float()
+    taken = [tuple(row) for row in thin(points).tolist()]
+    assert len(set(taken)) == n
+    counts = torch.bincount(torch.tensor([int(head) for head, _ in taken]), minlength=m)
+    assert counts.max() - counts.min() <= 1
+
+
+def test_many_policies():
+    found = population_statistics(squares(1024, 16, 0.01), 5)
+    assert all(torch.isfinite(value).all() for value in found.values())
+    assert found["kl_heads"].shape == (1024,)
+
+
+def test_nothing_is_read_back_from_a_device():
+    points = torch.empty(64, 1024, 2, device="meta")
+    assert kl_to_others(points, points[..., 0], 5).shape == (64,)
+
+
+def test_bad_input():
+    with pytest.raises(ConfigurationError, match="k = 5 with 5 particles for each of 3"):
+        population_statistics(squares(3, 5, 0.0), 5)
+    with pytest.raises(ConfigurationError, match=r"\(m, n, d\)"):
+        population_statistics(torch.rand(10, 2), 5)
