@@ -61,9 +61,9 @@ class RunTask(LocomotionTask):
             TermSpec("angle_to_target", (1,), "rad"),
             TermSpec("up_projection", (1,)),
             TermSpec("heading_projection", (1,)),
-            TermSpec("joint_pos", joints, "rad"),
-            TermSpec("joint_vel_scaled", joints),
-            TermSpec("actions", (len(self.robot.action.names),)),
+            TermSpec("joint_pos", joints, "rad", offset=self.robot.default_joint_pos),
+            TermSpec("joint_vel_scaled", joints, "rad/s", scale=(self.cfg.joint_vel_scale,) * joints[0]),
+            TermSpec("actions", (len(self.robot.action.names),), description="last output of the policy"),
         )
         return {"policy": terms, "critic": terms, "features": FEATURES}
 

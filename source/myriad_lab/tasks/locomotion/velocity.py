@@ -93,9 +93,9 @@ class VelocityTask(LocomotionTask):
             TermSpec("ang_vel_b", (3,), "rad/s"),
             TermSpec("projected_gravity", (3,)),
             TermSpec("command", (3,), "m/s, m/s, rad/s"),
-            TermSpec("joint_pos_rel", joints, "rad"),
+            TermSpec("joint_pos_rel", joints, "rad", offset=self.robot.default_joint_pos),
             TermSpec("joint_vel", joints, "rad/s"),
-            TermSpec("last_action", (len(self.robot.action.names),)),
+            TermSpec("last_action", (len(self.robot.action.names),), description="last output of the policy"),
         )
         privileged = (TermSpec("lin_vel_b", (3,), "m/s"), TermSpec("contacts", (len(self.robot.contact_bodies),)))
         return {"policy": policy, "critic": (*policy, *privileged), "features": FEATURES}

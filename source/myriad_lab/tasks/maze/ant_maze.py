@@ -48,8 +48,8 @@ class AntMazeTask(MazeTask):
             TermSpec("lin_vel_b", (3,), "m/s"),
             TermSpec("ang_vel_b", (3,), "rad/s"),
             TermSpec("joint_pos", joints, "rad"),
-            TermSpec("joint_vel_scaled", joints),
-            TermSpec("actions", (len(self.robot.action.names),)),
+            TermSpec("joint_vel_scaled", joints, "rad/s", scale=(self.cfg.joint_vel_scale,) * joints[0]),
+            TermSpec("actions", (len(self.robot.action.names),), description="last output of the policy"),
         )
 
     def bind(self, num_envs: int, device: torch.device | str) -> None:

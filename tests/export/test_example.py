@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import mujoco
+import numpy as np
+import pytest
+import torch
+
+from myriad_lab.cli.export import export
+from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
+from myriad_lab.portfolio.bundle import Bundle, load_bundle, save_bundle
+from myriad_lab.tasks.registry import make_env
+from portfolio.helpers import make_manifest
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "run_policy.py"
+STEPS = 25  # contacts are chaotic: rounding in float32 shows after some thirty steps
+CASES = {
+    "Myriad-AntMaze-Maze": {"start_noise": 0.0, "joint_noise": 0.0},
+    "Myriad-AntMaze-Pyramid": {"start_noise": 0.0, "joint_noise": 0.0, "arena_scale": 0.5},
+    "Myriad-Ant": {"joint_noise": 0.0, "joint_vel_noise": 0.0},
+    "Myriad-Humanoid": {"joint_noise": 0.0, "joint_vel_noise": 0.0},
+    "Myriad-Velocity-Quadruped": {
+        "joint_noise": 0.0,
+        "yaw_noise": 0.0,
+        "command_low": [0.5, 0.0, 0.0],
+        "command_high": [0.5, 0.0, 0.0],
+        "standing_share": 0.0,
+    },
+}
+
+
+def load_example() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("run_policy", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def make_bundle(folder: Path, task: str, values: dict[str, Any]) -> Bundle:
+    env = make_env(task, backend="mujoco", num_envs=2, overrides=values)
+    try:
+        cfg = PopulationActorCfg(trunk=[32], adapter_dim=16, mean_gain=3.0)
+        generator = torch.Generator().manual_seed(0)
+        actor = PopulationActor(env.spec.group_size("policy"), env.num_actions, 2, cfg, generator=generator)
+        manifest = make_manifest(actor, spec=env.spec.to_dict(), task=task, backend="mujoco", config={"env": values})
+    finally:
+        env.close()
+    return load_bundle(save_bundle(folder / "b", actor, manifest))
+
+
+def env_path(bundle: Bundle, head: int) -> np.ndarray:
+    env = make_env(bundle.manifest.task, backend="mujoco", num_envs=2, overrides=bundle.manifest.config["env"])
+    positions = []
+    try:
+        obs = env.reset()
+        for _ in range(STEPS):
+            obs, _, dones, _ = env.step(bundle.actor.act(obs["policy"], deterministic=True).action.detach())
+            assert not dones.any()
+            positions.append(env.simulator.state().root_pos_w[head].clone())  # pyright: ignore
+    finally:
+        env.close()
+    return torch.stack(positions).numpy()
+
+
+@pytest.mark.parametrize("task", CASES)
+def test_example_walks_as_the_env_does(tmp_path: Path, task: str) -> None:
+    bundle = make_bundle(tmp_path, task, CASES[task])
+    export(bundle, "all", tmp_path / "out")
+    contract = json.loads((tmp_path / "out" / "contract.json").read_text())
+    seconds = STEPS * contract["control_period"]["value"]
+    for head in (0, 1):
+        walked = load_example().run(tmp_path / "out", seconds, head)
+        expected = env_path(bundle, head)
+        assert np.ptp(expected, axis=0).max() > 0.02, "a robot that does not move proves nothing"
+        np.testing.assert_allclose(walked, expected, atol=2e-3)
+
+
+def test_scene_stands_alone(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path, "Myriad-AntMaze-Maze", CASES["Myriad-AntMaze-Maze"])
+    export(bundle, "1", tmp_path / "out")
+    model = mujoco.MjModel.from_xml_string((tmp_path / "out" / "scene.xml").read_text())
+    assert model.nu == bundle.actor.num_actions
+    assert model.ngeom > 20, "walls belong to the scene"
+    assert json.loads((tmp_path / "out" / "contract.json").read_text())["policy"]["head"] == 1
+
+
+def test_example_is_short_and_needs_little() -> None:
+    text = EXAMPLE.read_text()
+    assert len(text.splitlines()) <= 60
+    assert "torch" not in text
+    assert "myriad" not in text
