@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from predictable_env import PredictableEnv
 
 from myriad_lab.algorithms.kmyriad import KMyriadCfg
 from myriad_lab.errors import CheckpointError, ConfigurationError
@@ -17,6 +16,7 @@ from myriad_lab.portfolio.run_folder import RunFolder
 from myriad_lab.runners.callbacks import Callback
 from myriad_lab.runners.population_runner import PopulationRunner, PopulationRunnerCfg
 from myriad_lab.tasks.registry import make_env
+from predictable_env import PredictableEnv
 
 TASK = "Myriad-PointMaze-Maze"
 NETWORK = PopulationActorCfg(trunk=[16], adapter_dim=8, init_log_std=-0.5, obs_normalization=True)
