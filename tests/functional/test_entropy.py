@@ -80,9 +80,7 @@ def test_golden_rewards_on_a_line():
 
 def test_golden_without_own_trajectory():
     """Trajectories {0, 1} and {3, 7}: nearest foreign at 3, 2, 2, 6; each sees M = 2."""
-    found = particle_rewards(
-        LINE, 1, "own", trajectory_ids=torch.tensor([5, 5, 8, 8]), exclude_own_trajectory=True
-    )
+    found = particle_rewards(LINE, 1, "own", trajectory_ids=torch.tensor([5, 5, 8, 8]), exclude_own_trajectory=True)
     assert found.log_volumes.exp().tolist() == pytest.approx([6, 4, 4, 12])
     assert found.neighbours.flatten().tolist() == [2, 2, 1, 1]
     assert found.entropy.item() == pytest.approx(math.log(6 * 4 * 4 * 12) / 4 + LN2 + EULER, abs=1e-12)
@@ -107,7 +105,9 @@ def test_expected_bias(dim, gauss_5, gauss_50, cube_5, cube_50):
     rounding of the table. The wrong k, M + 1 % or a lost ln(unit volume) would all be outside at d <= 8."""
     generator = torch.Generator().manual_seed(dim)
     clouds = (torch.randn(8192, dim, generator=generator), torch.rand(8192, dim, generator=generator))
-    for points, expected, variance in zip(clouds, ((gauss_5, gauss_50), (cube_5, cube_50)), (dim / 2, dim / 12), strict=True):
+    for points, expected, variance in zip(
+        clouds, ((gauss_5, gauss_50), (cube_5, cube_50)), (dim / 2, dim / 12), strict=True
+    ):
         distances, _ = knn(points, points, 50, exclude="self")
         for k, value in zip((5, 50), expected, strict=True):
             found = float(knn_entropy(log_ball_volume(distances[:, k - 1], dim), 8191, k))
@@ -196,7 +196,7 @@ def test_mepol_depends_on_the_unit_and_the_others_do_not():
 
 
 def test_own_trajectory_hides_the_density_of_walks():
-    """100 walks of 100 steps in 7 dimensions, k = 5: the estimate is 2.3 nats with, 7.1 without the own walk (ideal 7.0)."""
+    """100 walks of 100 steps in 7 dimensions, k = 5: 2.3 nats with, 7.1 nats without the own walk; ideally 7.0."""
     walks = (0.1 * torch.randn(100, 100, 7, generator=torch.Generator().manual_seed(0))).cumsum(1).flatten(0, 1)
     ids = torch.arange(100).repeat_interleave(100)
     assert float(entropy(walks, 5)) < 4.0
@@ -207,7 +207,9 @@ def test_a_superset_of_references_changes_only_m():
     points, _ = mixture(2000, 2)
     own = torch.arange(2000)
     few = entropy(points[::5], 5, references=points, trajectory_ids=own[::5], reference_ids=own)
-    assert float(few) == pytest.approx(float(particle_rewards(points, 5, "own").log_volumes[::5].mean()) + math.log(1999) - digamma(5))
+    assert float(few) == pytest.approx(
+        float(particle_rewards(points, 5, "own").log_volumes[::5].mean()) + math.log(1999) - digamma(5)
+    )
     independent, _ = mixture(2000, 2, seed=1)
     assert abs(float(entropy(points, 5, references=independent) - entropy(points, 5))) < 0.15
 
@@ -232,9 +234,7 @@ def test_kl_of_behaviour_and_target():
     assert float(behaviour_target_kl(neighbours, torch.zeros(500).double())) == pytest.approx(0.0, abs=1e-12)
     ratios = points[:, 0]
     weights = ratios.softmax(0)
-    expected = sum(
-        math.log(5 / 500 / float(weights[i] + weights[neighbours[i, :4]].sum())) for i in range(500)
-    ) / 500
+    expected = sum(math.log(5 / 500 / float(weights[i] + weights[neighbours[i, :4]].sum())) for i in range(500)) / 500
     assert float(behaviour_target_kl(neighbours, ratios)) == pytest.approx(expected, abs=1e-10)
 
 

@@ -154,7 +154,9 @@ def test_float64_in_float64_out():
     points = torch.rand(100, 3, dtype=torch.float64)
     for method in ("tree", "dense"):
         distances, _ = knn(points, points, 4, exclude="self", method=method)
-        torch.testing.assert_close(distances, brute(points, points, 4, torch.eye(100, dtype=torch.bool)), atol=1e-13, rtol=0)
+        torch.testing.assert_close(
+            distances, brute(points, points, 4, torch.eye(100, dtype=torch.bool)), atol=1e-13, rtol=0
+        )
 
 
 def test_group_sizes():

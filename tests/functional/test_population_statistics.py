@@ -18,7 +18,6 @@ def squares(num_policies, num_points, offset, seed=0):
 
 
 def test_disjoint_squares_are_as_diverse_as_can_be():
-    """The tolerance is below the error of comparing a pool of 2n with policies of n particles (0.024 at this size)."""
     found = population_statistics(squares(2, 8192, 5.0), 5)
     assert float(found["diversity"]) == pytest.approx(math.log(2), abs=0.02)
     assert float(found["diversity_normalised"]) == pytest.approx(1.0, abs=0.03)
@@ -32,8 +31,20 @@ def test_equal_policies_have_no_diversity():
     assert found["kl_heads"].abs().max() < 0.08
 
 
+def test_diversity_is_not_fooled_by_the_number_of_particles():
+    """16 equal policies of 64 particles in 4 dimensions: the bias of 64 against 1024 particles would look like -0.4."""
+    found = [
+        population_statistics(torch.rand(16, 64, 4, generator=torch.Generator().manual_seed(seed)), 5)
+        for seed in range(20)
+    ]
+    diversity = torch.stack([each["diversity"] for each in found]).mean()
+    naive = torch.stack([each["entropy_pool"] - each["entropy_heads"].mean() for each in found]).mean()
+    assert abs(float(diversity)) < 0.1
+    assert float(naive) < -0.3
+
+
 def test_half_overlap():
-    """Two unit squares, half of each shared: the pool has 1.5 nats' worth of area, density 1/2, 1, 1/2 (over ln 2)."""
+    """Two unit squares that share half: the pool has density 1/2 on an area of 1 and density 1 on the shared half."""
     found = population_statistics(squares(2, 8192, 0.5), 5)
     assert float(found["diversity"]) == pytest.approx(0.5 * math.log(2), abs=0.03)
 
