@@ -59,7 +59,8 @@ def make_plan(flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainP
     from myriad_lab.tasks import registry
 
     parsed = parse_overrides(overrides)
-    resume = _load(flags.get("checkpoint"), flags) if flags.get("checkpoint") else None
+    root = flags.get("runs_root") or RunCfg.runs_root
+    resume = _load(flags["checkpoint"], root, flags.get("task")) if flags.get("checkpoint") else None
     layers = _layers(flags, parsed.groups, resume)
     run: RunCfg = compose(RunCfg(), [layer.get("run", {}) for layer in layers], "run")
     check_choices(run)
@@ -74,7 +75,7 @@ def make_plan(flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainP
     task = entry.make_task(env_cfg)  # refuses what the fields alone cannot tell, e.g. a goal inside a wall
     agent_layers = [layer.get("agent", {}) for layer in (*layers, typed)]
     agent_cfg = compose(algorithms.AGENTS[run.algorithm](), agent_layers, "agent")
-    seed_from = _load(run.portfolio, flags) if run.portfolio else None
+    seed_from = _load(run.portfolio, root) if run.portfolio else None
     _fill_sizes(run, entry, seed_from)
     env_values = _difference(entry.cfg, env_cfg)
     plan = TrainPlan(run, env_values, env_cfg, agent_cfg, task, resume, seed_from)
@@ -149,11 +150,11 @@ def _difference(defaults: Any, cfg: Any) -> dict[str, Any]:
     return {key: value for key, value in after.items() if value != before.get(key)}
 
 
-def _load(selector: Any, flags: Mapping[str, Any]) -> Any:
+def _load(selector: Any, root: str, task: str | None = None) -> Any:
+    """Load a bundle; ``latest`` and ``best`` look at the runs of ``task``, of every task if it is not given."""
     from myriad_lab.portfolio.bundle import load_bundle, resolve_checkpoint
 
-    root = flags.get("runs_root") or RunCfg.runs_root
-    return load_bundle(resolve_checkpoint(str(selector), root, flags.get("task")))
+    return load_bundle(resolve_checkpoint(str(selector), root, task))
 
 
 def _check(plan: TrainPlan) -> None:
