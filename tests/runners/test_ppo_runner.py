@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from identity_env import IdentityEnv
 
+from identity_env import IdentityEnv
 from myriad_lab.errors import CheckpointError, ConfigurationError
 from myriad_lab.monitor.logger import make_loggers
 from myriad_lab.networks.population import PopulationActor, PopulationActorCfg

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 from myriad_lab.cli.machine import hardware, versions
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
         return 0
     if not args.report_only:
         if args.jobs > 1 and study.budget.max_seconds is not None:
-            print(f"note: {args.jobs} cells at a time share the processor, and this study compares wall-clock")
+            print(f"note: each of {args.jobs} cells at a time gets its share of the cores for its wall-clock")
         run_cells(study, goals, out, args.jobs, args.only)
     return write_report(study, out)
 
@@ -84,7 +85,7 @@ def resolve_goals(study: StudyCfg) -> dict[str, dict[str, Any]]:
         if case.goal_percentile is not None:
             from myriad_lab.tasks import registry
 
-            entry = registry.get(study.flags["task"])
+            entry = registry.get({**study.flags, **case.flags}["task"])
             goal = entry.make_task(entry.cfg).arena.far_goal(percentile=case.goal_percentile)
             resolved[name]["env.goal"] = [round(float(x), 3) for x in goal]
     return resolved
@@ -95,9 +96,26 @@ def run_cells(study: StudyCfg, goals: dict[str, dict[str, Any]], out: Path, jobs
     cells = [cell for cell in make_cells(study) if only in cell.id]
     wanted = {name for cell in cells for name in cell.needs}
     before = [c for c in make_cells(study) if c.is_prerequisite and (c in cells or c.id in wanted)]
+    slots: Queue[list[int]] = Queue()
+    for cores in split_cores(sorted(os.sched_getaffinity(0)), jobs):
+        slots.put(cores)
+
+    def work(cell: Cell) -> None:
+        cores = slots.get()
+        try:
+            _run_cell(study, cell, goals, out, cores)
+        finally:
+            slots.put(cores)
+
     for stage in (before, [cell for cell in cells if not cell.is_prerequisite]):
         with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(lambda cell: _run_cell(study, cell, goals, out, jobs), stage))
+            list(pool.map(work, stage))
+
+
+def split_cores(cores: Sequence[int], jobs: int) -> list[list[int]]:
+    """Return the cores of each of ``jobs`` cells run at a time: equal shares, so that wall-clock stays comparable."""
+    share = max(1, len(cores) // jobs)
+    return [[cores[(job * share + i) % len(cores)] for i in range(share)] for job in range(jobs)]
 
 
 def write_report(study: StudyCfg, out: Path) -> int:
@@ -118,7 +136,7 @@ def write_report(study: StudyCfg, out: Path) -> int:
     return 1 if summary["failed"] else 0
 
 
-def _run_cell(study: StudyCfg, cell: Cell, goals: dict[str, dict[str, Any]], out: Path, jobs: int) -> None:
+def _run_cell(study: StudyCfg, cell: Cell, goals: dict[str, dict[str, Any]], out: Path, cores: list[int]) -> None:
     folder = out / "cells" / cell.id
     arguments = _arguments(study, cell, goals, out)
     mark = signature(arguments, study.evaluation, cell.needs)
@@ -128,10 +146,10 @@ def _run_cell(study: StudyCfg, cell: Cell, goals: dict[str, dict[str, Any]], out
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     started = time.time()
-    record = {"id": cell.id, **asdict(cell), "signature": mark, "arguments": arguments, "jobs": jobs}
-    record |= {"hardware": hardware(), "versions": versions()}
+    record = {"id": cell.id, **asdict(cell), "signature": mark, "arguments": arguments}
+    record |= {"hardware": hardware() | {"cores of the cell": len(cores)}, "versions": versions()}
     try:
-        record |= _train_and_evaluate(study, cell, arguments, folder, out, jobs) | {"status": "done", "error": ""}
+        record |= _train_and_evaluate(study, cell, arguments, folder, out, cores) | {"status": "done", "error": ""}
     except _CellError as error:
         record |= {"status": "failed", "error": str(error)[-ERROR_CHARACTERS:], "metrics": {}, "curve": []}
     record["seconds"] = time.time() - started
@@ -146,7 +164,7 @@ class _CellError(RuntimeError):
 
 
 def _train_and_evaluate(
-    study: StudyCfg, cell: Cell, arguments: list[str], folder: Path, out: Path, jobs: int
+    study: StudyCfg, cell: Cell, arguments: list[str], folder: Path, out: Path, cores: list[int]
 ) -> dict[str, Any]:
     needed = {}
     for name in cell.needs:
@@ -154,7 +172,8 @@ def _train_and_evaluate(
         if result is None or result["status"] != "done":
             raise _CellError(f"the prerequisite {name} has not finished")
         needed[name] = result
-    _call(["myriad_lab.cli.main", "train", *arguments], folder, jobs, "train.log")
+    train = ["train", *arguments, "--runs_root", str(folder / "runs"), "--logger", "none"]
+    _call(["myriad_lab.cli.main", *train], folder, cores, "train.log")
     variant = (study.prerequisites if cell.is_prerequisite else study.variants)[cell.variant]
     request = {
         "runs": str(folder / "runs"),
@@ -163,29 +182,27 @@ def _train_and_evaluate(
         "untrained": variant.untrained,
         "evaluation": asdict(study.evaluation) if not cell.is_prerequisite else None,
         "curves": list(study.curves),
-        "backend": {**study.flags, **variant.flags}.get("backend"),
-        "overrides": [text.removeprefix("env.") for text in arguments if text.startswith("env.")],
     }
     (folder / "request.json").write_text(json.dumps(request, indent=1))
-    _call(["myriad_lab.cli.study_cell", str(folder / "request.json")], folder, jobs, "evaluation.log")
+    _call(["myriad_lab.cli.study_cell", str(folder / "request.json")], folder, cores, "evaluation.log")
     evaluated = json.loads((folder / "evaluation.json").read_text())
     cost = {axis: sum(r["cost"][axis] for r in needed.values()) for axis in ("env_steps", "wall_time")}
     return {**evaluated, "pretrain": cost if needed else {}}
 
 
-def _call(module_and_arguments: list[str], folder: Path, jobs: int, log: str) -> None:
+def _call(module_and_arguments: list[str], folder: Path, cores: list[int], log: str) -> None:
     """Run a module of this package in ``folder``, its output in ``log``; raises with the end of it."""
-    threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads}
     with (folder / log).open("w") as stream:
-        code = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, "-m", *module_and_arguments],
             cwd=folder,
-            env=environment,
+            env={**os.environ, "OMP_NUM_THREADS": str(len(cores))},
             stdout=stream,
             stderr=subprocess.STDOUT,
-            check=False,
-        ).returncode
+        )
+        # Before it starts threads of its own: they inherit the cores.
+        os.sched_setaffinity(process.pid, cores)
+        code = process.wait()
     if code != 0:
         raise _CellError(f"exit status {code}\n{(folder / log).read_text(errors='replace')[-ERROR_CHARACTERS:]}")
 
@@ -211,7 +228,7 @@ def _scaled(study: StudyCfg, scale: float, num_seeds: int | None) -> StudyCfg:
 def _context(study: StudyCfg, results: Sequence[dict[str, Any]]) -> dict[str, str]:
     budget = ", ".join(f"{key} {value:,}" for key, value in asdict(study.budget).items() if value is not None)
     machines = {json.dumps(r["hardware"]) for r in results} or {json.dumps(hardware())}
-    versions = {json.dumps(r["versions"]) for r in results} or {json.dumps(versions())}
+    packages = {json.dumps(r["versions"]) for r in results} or {json.dumps(versions())}
 
     def plain(texts: set[str]) -> str:
         return "; ".join(", ".join(f"{k} {v}" for k, v in json.loads(t).items()) for t in sorted(texts))
@@ -220,7 +237,6 @@ def _context(study: StudyCfg, results: Sequence[dict[str, Any]]) -> dict[str, st
         "command": f"`myriad study {study.name}`",
         "budget of each run": budget,
         "hardware": plain(machines),
-        "versions": plain(versions),
-        "cells at a time": ", ".join(sorted({str(r["jobs"]) for r in results})) or "-",
+        "versions": plain(packages),
         "time of all cells": f"{sum(r['seconds'] for r in results) / 60:.0f} min",
     }

@@ -56,6 +56,8 @@ class CaseCfg:
 
     label: str = ""
     """What tables call it."""
+    flags: dict[str, Any] = field(default_factory=dict)
+    """Flag -> value, e.g. ``task: Myriad-PointMaze-Cave``."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Dotted key -> value."""
     goal_percentile: float | None = None
@@ -206,8 +208,9 @@ def train_arguments(study: StudyCfg, cell: Cell, case_overrides: Mapping[str, An
         portfolio: Bundle to start from, where the variant asks for one.
     """
     variant = (study.prerequisites if cell.is_prerequisite else study.variants)[cell.variant]
+    case_flags = {} if cell.is_prerequisite else study.cases[cell.case].flags
     budget = variant.budget if cell.is_prerequisite and variant.budget else study.budget
-    flags = {**study.flags, **variant.flags, "seed": cell.seed}
+    flags = {**study.flags, **case_flags, **variant.flags, "seed": cell.seed}
     if portfolio:
         flags["portfolio"] = portfolio
     if variant.untrained:

@@ -53,7 +53,7 @@ def curve_band(
 
 
 def plot_curves(study: StudyCfg, results: Iterable[Mapping[str, Any]], folder: Path) -> list[str]:
-    """Draw one figure per curve, axis and, where variants were pre-trained, accounting of its cost; return file names."""
+    """Draw one figure per curve and axis, twice where pre-training has a cost to include; return the file names."""
     done = [r for r in results if r["status"] == "done" and r.get("curve") and not r.get("is_prerequisite")]
     pretrained = any(r.get("pretrain", {}).get("env_steps") for r in done)
     names = []

@@ -81,7 +81,7 @@ def to_markdown(
     lines += [f"- {name}: {text}" for name, text in context.items()]
     lines += [
         "",
-        f"Means over seeds with bootstrap 95 % intervals; {len(study.seeds)} seeds asked for. {_evaluation_text(study)}",
+        f"Means over seeds with bootstrap 95 % intervals, {len(study.seeds)} seeds. {_evaluation_text(study)}",
         "",
     ]
     for case in study.cases:
@@ -203,10 +203,11 @@ def _evaluation_text(study: StudyCfg) -> str:
     cfg = study.evaluation
     if cfg.kind == "exploration":
         return (
-            f"Final evaluation from the saved bundle: fresh env with seed {cfg.seed}, {cfg.num_envs} envs shared by all "
-            f"heads, pool of {cfg.pool_size} particles whatever m, k = {cfg.k}, features in metres; entropies in nats."
+            f"Final evaluation from the saved bundle: fresh env with seed {cfg.seed}, {cfg.num_envs} envs shared by "
+            f"all heads, pool of {cfg.pool_size} particles whatever m, k = {cfg.k}, features in metres; entropies in "
+            "nats."
         )
     return (
-        f"Final evaluation from the saved bundle: fresh envs with seed {cfg.seed}, {cfg.episodes_per_head} deterministic "
-        "episodes per head; the best head is chosen on other episodes than those reported."
+        f"Final evaluation from the saved bundle: fresh envs with seed {cfg.seed}, {cfg.episodes_per_head} "
+        "deterministic episodes per head; the best head is chosen on other episodes than those reported."
     )

@@ -1,0 +1,169 @@
+"""Evaluate one trained cell of a study on fresh envs; ``myriad study`` runs this as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from myriad_lab.cli.configuration import flatten
+from myriad_lab.evaluation.diversity import diversity_metrics
+from myriad_lab.evaluation.metrics import coverage, held_out_best
+from myriad_lab.evaluation.study import EvaluationCfg
+from myriad_lab.networks.population import PopulationActor
+from myriad_lab.portfolio.bundle import Bundle, load_bundle
+from myriad_lab.portfolio.manifest import Manifest
+from myriad_lab.portfolio.recording import EpisodeRecord
+from myriad_lab.portfolio.run_folder import RunFolder, list_runs
+from myriad_lab.runners.rollout import actor_policy, rollout_episodes
+from myriad_lab.tasks.registry import make_env
+
+if TYPE_CHECKING:
+    from myriad_lab.envs.contract import VecEnv
+
+SOLVED = 0.5
+"""Success rate from which a head counts as successful."""
+
+
+def evaluate_cell(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metrics, learning curve and cost of the newest run under ``request["runs"]``.
+
+    Args:
+        request: ``runs``: folder of the run folder; ``evaluation``: fields of ``EvaluationCfg``, or ``None`` for a
+            prerequisite, whose bundle is all that is wanted; ``untrained``: whether to draw the weights anew;
+            ``seed``: seed of the cell; ``curves``: metrics of the learning curve.
+    """
+    run = list_runs(request["runs"])[-1]
+    bundle = load_bundle(run.latest())
+    manifest = bundle.manifest
+    result: dict[str, Any] = {"bundle": str(bundle.path), "metrics": {}, "curve": []}
+    result["cost"] = {"env_steps": manifest.env_steps, "wall_time": manifest.wall_time}
+    if request["evaluation"] is None:
+        return result
+    cfg = EvaluationCfg(**request["evaluation"])
+    if request["untrained"]:
+        bundle.actor = _untrained(bundle.actor, request["seed"])
+        result["cost"] = {"env_steps": 0, "wall_time": 0.0}
+    if cfg.kind == "exploration":
+        result["metrics"] = explore(bundle, cfg)
+    else:
+        result["metrics"] = solve(bundle, cfg, cfg.episodes_per_head)
+    result["metrics"] |= {f"cost/{name}": value for name, value in result["cost"].items()}
+    if request["untrained"]:
+        return result
+    if cfg.num_checkpoints:
+        result["curve"] = checkpoint_curve(run, cfg)
+    else:
+        keys = ("env_steps", "wall_time", *request["curves"])
+        result["curve"] = [{key: row[key] for key in keys if row.get(key) is not None} for row in run.read_metrics()]
+    return result
+
+
+def explore(bundle: Bundle, cfg: EvaluationCfg) -> dict[str, float]:
+    """Return entropies [nat], diversity and coverage of the stochastic population, at equal samples for every m."""
+    heads = bundle.manifest.num_policies
+    record = _rollout(bundle, cfg, cfg.num_envs // heads, cfg.num_envs, deterministic=False)
+    # One group: all particles in one pool, of the same size for every m.
+    pool, rows = diversity_metrics(record, k=cfg.k, pool_size=cfg.pool_size, num_groups=1, seed=cfg.seed)
+    metrics = {
+        "entropy_pool": pool["entropy_pool"]["mean"],
+        "entropy_heads_mean": pool["entropy_heads_mean"]["mean"],
+        "diversity": pool["diversity"]["mean"],
+        "diversity_normalised": pool["diversity_normalised"]["mean"],
+        "kl_heads_mean": sum(row["kl"]["mean"] for row in rows) / heads if heads > 1 else 0.0,
+        "pool_size": float(pool["pool_size"]),
+    }
+    if bundle.manifest.arena is not None:
+        from myriad_lab.envs.arena import Arena
+
+        arena = Arena.from_dict(bundle.manifest.arena)
+        metrics["coverage"], alone = coverage(record.visits(), arena.extent, arena.reachable().numpy())
+        metrics["coverage_heads_mean"] = sum(alone) / heads
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def solve(bundle: Bundle, cfg: EvaluationCfg, episodes: int) -> dict[str, float]:
+    """Return success and return of the deterministic heads; the best head is measured on held-out episodes."""
+    heads = bundle.manifest.num_policies
+    record = _rollout(bundle, cfg, episodes, heads * episodes, deterministic=True)
+    best = held_out_best(record, cfg.seed)
+    metrics = {
+        "return_best": best["return"]["mean"],
+        "return_mean": float(record.returns.mean()),
+        "length_mean": float(record.lengths.mean()),
+        "best_head": float(best["head"]),
+    }
+    if record.success is not None:
+        rates = record.success.mean(axis=1)
+        metrics |= {
+            "success_best": best["success"]["mean"],
+            "success_mean": float(rates.mean()),
+            "heads_solved": float((rates >= SOLVED).sum()),
+        }
+    return metrics
+
+
+def checkpoint_curve(run: RunFolder, cfg: EvaluationCfg) -> list[dict[str, float]]:
+    """Return env steps, seconds and the metrics of ``solve`` at evenly spaced checkpoints, the last one included."""
+    paths = run.list_checkpoints()
+    count = min(cfg.num_checkpoints, len(paths))
+    chosen = [paths[round((i + 1) * len(paths) / count) - 1] for i in range(count)]
+    curve = []
+    for path in chosen:
+        manifest = Manifest.load(path)
+        point = {"env_steps": float(manifest.env_steps), "wall_time": manifest.wall_time}
+        curve.append(point | solve(load_bundle(path), cfg, cfg.curve_episodes))
+    return curve
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Read a request, write its result, and link the bundle as ``bundle`` beside it."""
+    request = json.loads(Path(arguments[0]).read_text())
+    torch.set_num_threads(1)
+    result = evaluate_cell(request)
+    out = Path(request["out"])
+    link = out.with_name("bundle")
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path(result["bundle"]).resolve(), target_is_directory=True)
+    out.write_text(json.dumps(result, indent=1))
+    return 0
+
+
+def _untrained(actor: PopulationActor, seed: int) -> PopulationActor:
+    """Return a population of the same shape with fresh weights."""
+    generator = torch.Generator().manual_seed(seed)
+    return PopulationActor(actor.num_obs, actor.num_actions, actor.num_policies, actor.cfg, generator).eval()
+
+
+def _rollout(
+    bundle: Bundle, cfg: EvaluationCfg, episodes_per_head: int, num_envs: int, deterministic: bool
+) -> EpisodeRecord:
+    manifest = bundle.manifest
+    env: VecEnv = make_env(
+        manifest.task,
+        backend=manifest.backend,
+        num_envs=num_envs,
+        seed=cfg.seed,
+        overrides=flatten(manifest.config.get("env", {})),
+    )
+    try:
+        generator = torch.Generator().manual_seed(cfg.seed)
+        policy = actor_policy(bundle.actor, manifest.obs_groups["actor"], deterministic, generator)
+        return rollout_episodes(
+            env,
+            policy,
+            manifest.num_policies,
+            episodes_per_head,
+            features=None if deterministic else "features",
+            num_obs_rows=0,
+        )
+    finally:
+        env.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
