@@ -86,8 +86,8 @@ def test_disjoint_heads_are_as_diverse_as_can_be() -> None:
     # The thinned pool is sparser than a head, so the edges of the squares bias its entropy upwards a little.
     assert apart["diversity"]["mean"] == pytest.approx(math.log(4), abs=0.2)
     assert apart["diversity_normalised"]["mean"] == pytest.approx(1.0, abs=0.15)
-    assert apart["entropy_heads_mean"]["mean"] == pytest.approx(0.0, abs=0.1)  # ln of the area 1
-    assert apart["entropy_pool"]["mean"] == pytest.approx(math.log(4), abs=0.1)
+    assert apart["entropy_heads_mean"]["mean"] == pytest.approx(0.0, abs=0.2)  # ln of the area 1
+    assert apart["entropy_pool"]["mean"] == pytest.approx(math.log(4), abs=0.2)
     assert (apart["groups"], apart["pool_size"], apart["k"]) == (8, 1600, 5)
     assert all(row["kl"]["mean"] > 2.0 for row in rows)
     together, _ = diversity_metrics(make_visits(generator.random((4, 8, 200, 2)).astype(np.float32)), k=5)

@@ -92,50 +92,23 @@ def evaluate(
     Returns:
         The result and its file, ``None`` for a bundle outside a run folder with no ``out`` given.
     """
-    from myriad_lab.evaluation.metrics import choose_best_head, held_out_best
     from myriad_lab.portfolio.atomic import write_json
 
     cfg = cfg or EvaluateCfg()
     heads = list(range(bundle.manifest.num_policies)) if heads is None else list(heads)
     actor = bundle.actor.select(heads).to(cfg.device).eval()
-    per_head = cfg.num_envs // len(heads) if cfg.num_envs else max(1, TARGET_ENVS // len(heads))
-    num_envs = cfg.num_envs or per_head * len(heads)
-    env = env_of(
-        bundle,
-        num_envs,
-        task=cfg.task,
-        backend=cfg.backend,
-        device=cfg.device,
-        seed=cfg.seed,
-        overrides=overrides,
-    )
+    num_envs = cfg.num_envs or len(heads) * max(1, TARGET_ENVS // len(heads))
+    where = {"task": cfg.task, "backend": cfg.backend, "device": cfg.device, "seed": cfg.seed}
+    env = env_of(bundle, num_envs, overrides=overrides, **where)
     try:
         groups = bundle.manifest.obs_groups["actor"]
         visits = _explore(env, actor, cfg, groups)
         rewarded = visits.success is not None or bool((visits.returns != 0.0).any())
         episodes = _perform(env, actor, cfg, groups) if rewarded else None
-        goal = getattr(getattr(env, "task", None), "goal", None)
-        reachable = _reachable(env)
+        task = getattr(env, "task", None)
     finally:
         env.close()
-    portfolio, rows = _measure(visits, episodes, cfg, reachable, bundle.manifest.arena)
-    rows = [{"head": head, **row} for head, row in zip(heads, rows, strict=True)]
-    best = choose_best_head(rows)
-    result = {
-        "checkpoint": bundle.path.name,
-        "task": cfg.task or bundle.manifest.task,
-        "iteration": bundle.manifest.iteration,
-        "env_steps": bundle.manifest.env_steps,
-        "goal": None if goal is None else [float(x) for x in goal],
-        "settings": _settings(visits, episodes, cfg, portfolio),
-        "portfolio": portfolio,
-        "best_head": {**best, "head": heads[best["head"]]},
-        "held_out_best": None,
-        "heads": rows,
-    }
-    if episodes is not None and episodes.num_episodes > 1:
-        held_out = held_out_best(episodes, cfg.seed)
-        result["held_out_best"] = {**held_out, "head": heads[held_out["head"]]}
+    result = _result(bundle, cfg, heads, visits, episodes, task)
     folder = run_of(bundle)
     path = Path(out) if out is not None else folder.evaluation_file if folder is not None else None
     if path is not None:
@@ -189,15 +162,45 @@ def _perform(env: VecEnv, actor: PopulationActor, cfg: EvaluateCfg, groups: Sequ
     )
 
 
+def _result(
+    bundle: Bundle,
+    cfg: EvaluateCfg,
+    heads: Sequence[int],
+    visits: EpisodeRecord,
+    episodes: EpisodeRecord | None,
+    task: Any,
+) -> dict[str, Any]:
+    from myriad_lab.evaluation.metrics import choose_best_head, held_out_best
+
+    portfolio, rows = _measure(visits, episodes, cfg, getattr(task, "arena", None))
+    rows = [{"head": head, **row} for head, row in zip(heads, rows, strict=True)]
+    best = choose_best_head(rows)
+    held_out = held_out_best(episodes, cfg.seed) if episodes is not None and episodes.num_episodes > 1 else None
+    goal = getattr(task, "goal", None)
+    return {
+        "checkpoint": bundle.path.name,
+        "task": cfg.task or bundle.manifest.task,
+        "iteration": bundle.manifest.iteration,
+        "env_steps": bundle.manifest.env_steps,
+        "goal": None if goal is None else [float(x) for x in goal],
+        "settings": _settings(visits, episodes, cfg, portfolio),
+        "portfolio": portfolio,
+        "best_head": {**best, "head": heads[best["head"]]},
+        "held_out_best": None if held_out is None else {**held_out, "head": heads[held_out["head"]]},
+        "heads": rows,
+    }
+
+
 def _measure(
-    visits: EpisodeRecord, episodes: EpisodeRecord | None, cfg: EvaluateCfg, reachable: Any, arena: Any
+    visits: EpisodeRecord, episodes: EpisodeRecord | None, cfg: EvaluateCfg, arena: Any
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     from myriad_lab.evaluation.diversity import diversity_metrics
     from myriad_lab.evaluation.metrics import coverage, episode_metrics
 
     portfolio, rows = diversity_metrics(visits, k=cfg.k, pool_size=cfg.pool_size, num_groups=GROUPS, seed=cfg.seed)
-    if reachable is not None and arena is not None:
-        share, shares = coverage(visits.visits(), arena["extent"], reachable)
+    if arena is not None:
+        reachable = arena.reachable().cpu().numpy()
+        share, shares = coverage(visits.visits(), arena.extent, reachable)
         portfolio |= {"coverage": share, "reachable_cells": int(reachable.sum())}
         rows = [{**row, "coverage": value} for row, value in zip(rows, shares, strict=True)]
     if episodes is not None:
@@ -227,12 +230,6 @@ def _settings(
         "k": portfolio["k"],
         "pool_size": portfolio["pool_size"],
     }
-
-
-def _reachable(env: VecEnv) -> Any:
-    """Return the reachable cells as an array (cells, cells), ``None`` for tasks without an arena."""
-    arena = getattr(getattr(env, "task", None), "arena", None)
-    return None if arena is None else arena.reachable().cpu().numpy()
 
 
 def _save_records(folder: Path, records: Mapping[str, EpisodeRecord | None]) -> None:
