@@ -246,7 +246,7 @@ class MujocoSimulator:
             if name != "actions":
                 tensor[diverged] = before.owned[name][diverged]
         self._engine.reset(diverged.nonzero().flatten().cpu().numpy())
-        log.warning("%d of %d robots diverged", int(diverged.sum()), self.num_envs)
+        log.debug("%d of %d robots diverged", int(diverged.sum()), self.num_envs)
         return diverged
 
 

@@ -12,14 +12,14 @@ _ANT_JOINTS = tuple(f"{leg}_{joint}" for leg in _ANT_LEGS for joint in ("hip", "
 
 ANT = RobotCfg(
     name="ant",
-    action=ActionSpec(names=_ANT_JOINTS, kind="torque", unit="N m", scale=(25.0,) * 8, offset=(0.0,) * 8),
+    action=ActionSpec(names=_ANT_JOINTS, kind="torque", unit="N m", scale=(35.0,) * 8, offset=(0.0,) * 8),
     joint_names=_ANT_JOINTS,
     default_joint_pos=(0.0,) * 8,
     start_height=0.6,
     mjcf=f"{_PACKAGE}:ant.xml",
     radius=0.5,
 )
-"""Four legs of two segments, 8 torque-driven joints, 7.4 kg, torso radius 0.25 m."""
+"""Four legs of two segments, 8 torque-driven joints, 4 kg, torso radius 0.25 m."""
 
 _SIDES = ("left", "right")
 _HUMANOID_JOINTS = (
