@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from identity_env import IdentityEnv
-from predictable_env import PredictableEnv
 
+from identity_env import IdentityEnv
 from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.pql import PQLCfg
 from myriad_lab.distributed.workers import WorkerDied
@@ -25,6 +24,7 @@ from myriad_lab.portfolio.run_folder import RunFolder
 from myriad_lab.runners.callbacks import Callback
 from myriad_lab.runners.parallel_q_processes import POLICY_LEARNER, VALUE_LEARNER
 from myriad_lab.runners.parallel_q_runner import ParallelQRunner, ParallelQRunnerCfg
+from predictable_env import PredictableEnv
 
 ACTOR = PopulationActorCfg(trunk=[32], adapter_dim=16, obs_normalization=True)
 

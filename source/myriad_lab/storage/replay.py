@@ -264,8 +264,11 @@ class ReplayBuffer:
         def poison(*size: int) -> torch.Tensor:
             return torch.full(size, math.nan, dtype=self.dtype, device=self.device)
 
-        self._obs = {group: poison(*shape, width) for group, width in self.obs_sizes.items()}
-        self._final_obs = {group: poison(self.final_rows + 1, width) for group, width in self.obs_sizes.items()}
+        # ring and side table are parts of one tensor: the observation after a window is one gather, wherever it lies
+        rows = self.num_slots * self.num_envs
+        self._rows = {group: poison(rows + self.final_rows + 1, width) for group, width in self.obs_sizes.items()}
+        self._obs = {group: memory[:rows].view(*shape, -1) for group, memory in self._rows.items()}
+        self._final_obs = {group: memory[rows:] for group, memory in self._rows.items()}
         self._actions = poison(*shape, self.num_actions)
         self._rewards = torch.full(shape, math.nan, device=self.device)
         self._flags = torch.zeros(shape, dtype=torch.uint8, device=self.device)
@@ -280,7 +283,7 @@ class ReplayBuffer:
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         groups = {f"ring/obs/{group}": memory for group, memory in self._obs.items()}
-        groups |= {f"final/{group}": memory for group, memory in self._final_obs.items()}
+        groups |= {f"final/{group}": memory for group, memory in self._final_obs.items()}  # views into one storage
         ring = {"actions": self._actions, "rewards": self._rewards, "flags": self._flags, "tickets": self._tickets}
         ring["epochs"] = self._epochs
         counters = {"tickets_issued": self._tickets_issued, "head_tensor": self._head, "size_tensor": self._size}
@@ -304,7 +307,7 @@ class ReplayBuffer:
         start = self._head - ages
         offsets = torch.arange(n_step, device=self.device)
         rows = (start.unsqueeze(-1) + offsets) % self.num_slots * self.num_envs + env_ids.unsqueeze(-1)
-        flags = self._flags.view(-1)[rows]
+        flags = _pick(self._flags.view(-1), rows)
         ended = (flags & (_TERMINATED | _TIME_OUT)) != 0
         usable = ((flags & _VALID) != 0) & (offsets < ages.unsqueeze(-1))
         # a step belongs to the window while it and all before it are usable and none before it ended
@@ -312,32 +315,33 @@ class ReplayBuffer:
         follows[..., 1:] = (usable & ~ended)[..., :-1]
         inside = (usable & follows.cumprod(-1).bool()).cumprod(-1).bool()
         steps = inside.sum(-1)
-        powers = gamma ** offsets.to(torch.float32)
-        rewards = torch.where(inside, self._rewards.view(-1)[rows], 0.0).mul(powers).sum(-1)
+        powers = gamma ** torch.arange(n_step + 1, device=self.device, dtype=torch.float32)
+        rewards = torch.where(inside, _pick(self._rewards.view(-1), rows), 0.0).mul(powers[:-1]).sum(-1)
         last_row = rows.gather(-1, (steps - 1).clamp_min(0).unsqueeze(-1)).squeeze(-1)
-        last_flags = torch.where(steps > 0, self._flags.view(-1)[last_row], 0)
+        last_flags = torch.where(steps > 0, _pick(self._flags.view(-1), last_row), 0)
         terminated, time_out = (last_flags & _TERMINATED) != 0, (last_flags & _TIME_OUT) != 0
-        tickets = self._tickets.view(-1)[last_row].to(torch.int64)
+        tickets = _pick(self._tickets.view(-1), last_row).to(torch.int64)
         alive = (tickets >= 0) & (self._tickets_issued - tickets <= self.final_capacity)
         from_table = (terminated | time_out) & alive
-        table_rows = torch.where(from_table, tickets % self.final_rows, self.final_rows)
+        table_rows = self.num_slots * self.num_envs + tickets % self.final_rows
         next_rows = (start + steps) % self.num_slots * self.num_envs + env_ids
+        next_rows = torch.where(from_table, table_rows, next_rows)
         return ReplayBatch(
-            obs={group: memory.flatten(0, 1)[rows[..., 0]].float() for group, memory in self._obs.items()},
-            actions=self._actions.flatten(0, 1)[rows[..., 0]].float(),
+            obs={group: _pick(memory, rows[..., 0]).float() for group, memory in self._rows.items()},
+            actions=_pick(self._actions.flatten(0, 1), rows[..., 0]).float(),
             rewards=rewards,
-            next_obs={
-                group: torch.where(
-                    from_table.unsqueeze(-1), self._final_obs[group][table_rows], memory.flatten(0, 1)[next_rows]
-                ).float()
-                for group, memory in self._obs.items()
-            },
-            discounts=torch.where(terminated, 0.0, gamma ** steps.to(torch.float32)),
+            next_obs={group: _pick(memory, next_rows).float() for group, memory in self._rows.items()},
+            discounts=torch.where(terminated, 0.0, _pick(powers, steps)),
             steps=steps,
             weights=((steps > 0) & ~(time_out & ~alive)).float(),
             env_ids=env_ids,
             policy_ids=self._collectors[self._epochs[start % self.num_slots].long(), env_ids],
         )
+
+
+def _pick(memory: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Return rows of ``memory`` (rows, ...) at an index of any shape; several times faster than ``memory[index]``."""
+    return memory.index_select(0, index.reshape(-1)).unflatten(0, index.shape)
 
 
 def _uniform_index(draw: torch.Tensor, high: int | torch.Tensor) -> torch.Tensor:
