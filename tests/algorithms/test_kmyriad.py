@@ -164,12 +164,44 @@ def test_feature_scale_shifts_the_entropy_and_leaves_own_rewards_alone():
     torch.testing.assert_close(gain, torch.tensor(math.log(8.0)), atol=1e-4, rtol=0)
 
 
+def test_window_rewards_what_differs_from_the_past():
+    """Two clouds of equal density; one was visited before. With a window, the other one is worth more."""
+    valid = torch.ones(T, NUM_ENVS, dtype=torch.bool)
+    g = torch.Generator().manual_seed(0)
+    old = 0.1 * torch.randn(T, NUM_ENVS, 2, generator=g)
+    new = 0.1 * torch.randn(T, NUM_ENVS, 2, generator=g)
+    new[:, NUM_ENVS // 2 :] += 5.0
+    gaps = {}
+    for window in (1, 2):
+        rewarder = make(window=window, particle_stride=1).state_rewards
+        rewarder(old, valid)
+        rewards, count, _ = rewarder(new, valid)
+        assert count == T * NUM_ENVS
+        assert rewards.mean().abs() < 1e-6
+        gaps[window] = rewards[:, NUM_ENVS // 2 :].mean() - rewards[:, : NUM_ENVS // 2].mean()
+    assert gaps[2] > gaps[1] + 0.3
+
+
+@pytest.mark.parametrize("reward", ["own", "mepol"])
+def test_a_pool_that_is_too_large_is_drawn_evenly_from_policies(reward):
+    algorithm = make(max_particles=16, particle_stride=1, reward=reward)
+    roll_out(algorithm, diverge=((2, 5),))
+    valid = algorithm.storage["valid"].clone()
+    rewards, count, metrics = algorithm.state_rewards(algorithm.storage["features"], valid)
+    assert count == 16
+    rewarded = rewards != 0
+    assert not (rewarded & ~valid).any()
+    assert rewarded.unflatten(1, (M, -1)).sum((0, 2)).tolist() == [4] * M
+    assert torch.isfinite(metrics["Population/entropy_pool"])
+    algorithm.update()
+
+
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_repeats_bitwise_and_resumes_bitwise(epochs):
     def weights(algorithm: KMyriad) -> torch.Tensor:
         return torch.cat([p.detach().flatten() for p in algorithm.actor.parameters()])
 
-    changes = {"num_epochs": epochs, "lr_milestones": [2], "network": {"obs_normalization": True}}
+    changes = {"num_epochs": epochs, "window": epochs, "lr_milestones": [2], "network": {"obs_normalization": True}}
     whole, again = make(**changes), make(**changes)
     for i in range(4):
         for algorithm in (whole, again):
@@ -242,6 +274,8 @@ def test_missing_final_observation_and_wrong_order_are_refused():
         ({"head_learning_rate": -1.0}, "head_learning_rate"),
         ({"particle_stride": 9}, "k=2"),
         ({"gamma": 1.5}, "gamma"),
+        ({"max_particles": 2}, "max_particles=2"),
+        ({"window": 0}, "window"),
         ({"num_envs": 7}, "num_policies=4"),
     ],
 )

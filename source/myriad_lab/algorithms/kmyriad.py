@@ -83,7 +83,7 @@ class KMyriad:
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.iteration = 0
         self.state_rewards = StateRewards(
-            cfg, num_steps, num_envs, actor.num_policies, obs_sizes["features"], self.device
+            cfg, num_steps, num_envs, actor.num_policies, obs_sizes["features"], self.device, seed
         )
         self.value: PopulationValue | None = None
         if cfg.num_epochs > 1:

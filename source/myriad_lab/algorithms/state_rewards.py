@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 
 from myriad_lab.errors import ConfigurationError, nearest
 from myriad_lab.functional.entropy import REWARD_KINDS, particle_rewards, population_statistics
 from myriad_lab.functional.masked import masked_mean, masked_std, park_invalid, standardize
+from myriad_lab.storage.particles import ParticleBuffer
 
 
 @dataclass
@@ -30,6 +32,12 @@ class StateRewardCfg:
     the objective while it is optimised."""
     min_radius: float = 1e-4
     """Lower bound of a neighbour's distance, in scaled units, so that duplicates have finite volumes."""
+    window: int = 1
+    """Iterations whose particles form the pool: 1 is the entropy of the policies as they are; more also rewards what
+    differs from the recent past."""
+    max_particles: int = 131_072
+    """Largest pool; of more particles, as many of each policy are drawn, spread evenly over envs and time. Those not
+    drawn have no reward of their own."""
     statistics_interval: int = 1
     """Iterations between two measurements of the heads' own entropies, their diversity and divergences."""
 
@@ -37,13 +45,24 @@ class StateRewardCfg:
         """Raise ``ConfigurationError`` where a value is out of range."""
         if self.reward not in REWARD_KINDS:
             raise ConfigurationError(f"reward={self.reward!r} is unknown. {nearest(self.reward, REWARD_KINDS)}")
-        for name in ("k", "particle_stride", "statistics_interval"):
+        for name in ("k", "particle_stride", "window", "max_particles", "statistics_interval"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1")
         if not self.min_radius > 0.0:
             raise ConfigurationError(f"min_radius={self.min_radius} must be positive")
         if any(not scale > 0.0 for scale in self.feature_scale):
             raise ConfigurationError(f"feature_scale={self.feature_scale} must be positive")
+
+
+class _Pool(NamedTuple):
+    """Rewards of this rollout's particles, in the order of envs, then time."""
+
+    rewards: torch.Tensor
+    """Rewards, not centred, (n,)."""
+    rewarded: torch.Tensor
+    """Particles that have one, bool (n,)."""
+    current: torch.Tensor
+    """Particles of this rollout for the statistics, by policy, (num_policies, rows, num_features)."""
 
 
 class StateRewards:
@@ -57,8 +76,9 @@ class StateRewards:
         num_policies: int,
         num_features: int,
         device: torch.device | str = "cpu",
+        seed: int = 0,
     ) -> None:
-        """Create the reward.
+        """Create the reward; ``seed`` is that of the drawing where particles are too many.
 
         Raises:
             ConfigurationError: If the particles of a rollout are too few for ``k``, or ``feature_scale`` does not fit.
@@ -70,23 +90,25 @@ class StateRewards:
                 f" {num_features}"
             )
         self.cfg = cfg
-        self.num_policies = num_policies
+        self.num_policies, self.num_features = num_policies, num_features
+        self.device = torch.device(device)
         self.per_trajectory = num_steps // cfg.particle_stride
-        allowed = self.per_trajectory * (num_envs - 1 if cfg.exclude_own_trajectory else num_envs)
-        if cfg.k >= allowed:
-            raise ConfigurationError(
-                f"k={cfg.k} must be below the number of particles a neighbour may come from, {allowed} ({num_envs} envs"
-                f" x {num_steps} steps, every {cfg.particle_stride}th); lower k or particle_stride"
-            )
         self.per_policy = self.per_trajectory * num_envs // num_policies
+        self._check_counts(num_envs, num_steps)
         scale = torch.tensor(cfg.feature_scale or [1.0], dtype=torch.float32, device=device).expand(num_features)
         self._scale = scale
         self._log_unit = math.fsum(math.log(s) for s in scale.tolist())
         self._trajectory_ids = torch.arange(num_envs, device=device).repeat_interleave(self.per_trajectory)
-        self._own = self.per_trajectory if cfg.exclude_own_trajectory else 1
+        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._buffer: ParticleBuffer | None = None
         self._calls = 0
         self.head_statistics: dict[str, torch.Tensor] = {}
         """Entropy [nat] and divergence from the others [nat] of each policy, (m,), as measured last."""
+
+    @property
+    def drawn_per_policy(self) -> int:
+        """Particles of each policy that fit into the largest pool."""
+        return self.cfg.max_particles // self.num_policies
 
     def particles(self, field: torch.Tensor) -> torch.Tensor:
         """Return every ``particle_stride``-th row of ``(num_steps, num_envs, ...)``: ``(num_envs, particle, ...)``."""
@@ -108,50 +130,89 @@ class StateRewards:
             Rewards with zero mean over the particles and 0 on all other steps, shape (num_steps, num_envs); the number
             of particles, a scalar; statistics of the pool.
         """
-        cfg = self.cfg
+        points = self.particles(features / self._scale).flatten(0, 1)
         mask = self.particles(valid).flatten()
-        points = park_invalid(self.particles(features / self._scale).flatten(0, 1), mask)
-        found = particle_rewards(
+        whole = self.cfg.window == 1 and self.per_policy <= self.drawn_per_policy
+        pool = self._reward_all(points, mask) if whole else self._reward_drawn(points, mask)
+        if scaled:
+            centred = standardize(pool.rewards, pool.rewarded)
+        else:
+            centred = torch.where(pool.rewarded, pool.rewards - masked_mean(pool.rewards, pool.rewarded), 0.0)
+        rewards = torch.zeros(valid.shape, device=features.device)
+        self.particles(rewards).copy_(centred.view(valid.shape[1], -1))
+        metrics = {"Population/reward_std": masked_std(pool.rewards, pool.rewarded)}
+        if self._calls % self.cfg.statistics_interval == 0 and self.cfg.k < pool.current.shape[1]:
+            metrics |= self._statistics(pool.current)
+        self._calls += 1
+        return rewards, pool.rewarded.sum().clamp_min(1), metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return past particles, counter and generator."""
+        return {
+            "calls": self._calls,
+            "generator": self._generator.get_state(),
+            "buffer": None if self._buffer is None else self._buffer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        self._calls = int(state["calls"])
+        self._generator.set_state(state["generator"].cpu())
+        if state["buffer"] is not None:
+            self._make_buffer().load_state_dict(state["buffer"])
+
+    def _check_counts(self, num_envs: int, num_steps: int) -> None:
+        cfg, drawn = self.cfg, min(self.per_policy, self.drawn_per_policy) * self.num_policies
+        others = max(drawn - (self.per_trajectory if cfg.exclude_own_trajectory else 1), 0)
+        if cfg.k > others:
+            raise ConfigurationError(
+                f"k={cfg.k} is more than the {others} other particles among which a particle looks for neighbours"
+                f" ({num_envs} envs x {num_steps} steps, every {cfg.particle_stride}th, at most"
+                f" max_particles={cfg.max_particles}); lower k or particle_stride, or raise max_particles"
+            )
+
+    def _reward_all(self, points: torch.Tensor, mask: torch.Tensor) -> _Pool:
+        """Reward every particle of this rollout against all the others."""
+        points = park_invalid(points, mask)
+        rewards = self._rewards(points, self._trajectory_ids)
+        return _Pool(rewards, mask, points.view(self.num_policies, self.per_policy, -1))
+
+    def _reward_drawn(self, points: torch.Tensor, mask: torch.Tensor) -> _Pool:
+        """Reward a part of the particles against a pool that may reach into the past."""
+        buffer, shape = self._make_buffer(), (self.num_policies, self.per_policy)
+        first = self._calls * len(points)
+        ids = torch.arange(first, first + len(points), device=points.device)
+        buffer.add(points.view(*shape, -1), ids.view(shape), mask.view(shape))
+        count = min(buffer.num_filled, self.drawn_per_policy)
+        pool, drawn = buffer.sample(count, self._generator)
+        pool, drawn = pool.flatten(0, 1), drawn.flatten()
+        found = self._rewards(pool, drawn // self.per_trajectory)
+        # What belongs to earlier rollouts goes to one extra slot, so that no count has to reach the host.
+        slots = torch.where(drawn >= first, drawn - first, len(points))
+        rewards = points.new_zeros(len(points) + 1).index_copy_(0, slots, found)[:-1]
+        rewarded = torch.zeros(len(points) + 1, dtype=torch.bool, device=points.device)
+        rewarded = rewarded.index_fill_(0, slots, True)[:-1]
+        current, _ = buffer.sample(min(self.per_policy, self.drawn_per_policy), self._generator, window=1)
+        return _Pool(rewards, rewarded, current)
+
+    def _rewards(self, points: torch.Tensor, trajectory_ids: torch.Tensor) -> torch.Tensor:
+        cfg = self.cfg
+        return particle_rewards(
             points,
             cfg.k,
             cfg.reward,
-            trajectory_ids=self._trajectory_ids,
+            trajectory_ids=trajectory_ids,
             exclude_own_trajectory=cfg.exclude_own_trajectory,
             min_radius=cfg.min_radius,
-        )
-        if scaled:
-            centred = standardize(found.rewards, mask)
-        else:
-            centred = torch.where(mask, found.rewards - masked_mean(found.rewards, mask), 0.0)
-        rewards = torch.zeros(valid.shape, device=features.device)
-        self.particles(rewards).copy_(centred.view(valid.shape[1], -1))
-        count = mask.sum().clamp_min(1)
-        references = (count - self._own).clamp_min(1).log()
-        entropy = masked_mean(found.log_volumes, mask) + references - torch.digamma(torch.tensor(float(cfg.k)))
-        metrics = {
-            "Population/entropy_pool": entropy + self._log_unit,
-            "Population/reward_std": masked_std(found.rewards, mask),
-        }
-        if self._calls % cfg.statistics_interval == 0 and cfg.k < self.per_policy:
-            metrics |= self._statistics(points)
-        self._calls += 1
-        return rewards, count, metrics
+        ).rewards
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the counter that spaces the statistics out."""
-        return {"calls": self._calls}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Restore what ``state_dict`` returned."""
-        self._calls = int(state["calls"])
-
-    def _statistics(self, points: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Measure the heads; the few parked points of diverged envs are part of them."""
-        by_policy = points.view(self.num_policies, self.per_policy, -1)
-        found = population_statistics(by_policy, self.cfg.k, min_radius=self.cfg.min_radius)
+    def _statistics(self, current: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Measure pool and heads; the few parked points of diverged envs are part of them."""
+        found = population_statistics(current, self.cfg.k, min_radius=self.cfg.min_radius)
         heads = found["entropy_heads"] + self._log_unit
         self.head_statistics = {"entropy": heads, "kl_to_others": found["kl_heads"]}
         return {
+            "Population/entropy_pool": found["entropy_pool"] + self._log_unit,
             "Population/entropy_heads_mean": heads.mean(),
             "Population/entropy_heads_min": heads.min(),
             "Population/entropy_heads_max": heads.max(),
@@ -159,3 +220,9 @@ class StateRewards:
             "Population/diversity_normalised": found["diversity_normalised"],
             "Population/kl_heads_mean": found["kl_heads"].mean(),
         }
+
+    def _make_buffer(self) -> ParticleBuffer:
+        if self._buffer is None:
+            capacity = self.cfg.window * self.per_policy
+            self._buffer = ParticleBuffer(self.num_policies, capacity, self.num_features, self.device)
+        return self._buffer
