@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from myriad_lab.cli.checkpoints import best_head, choose_heads, env_of, env_values, open_bundle
+from myriad_lab.cli.evaluate import EvaluateCfg, evaluate
+from myriad_lab.cli.main import main
+from myriad_lab.errors import CheckpointError, ConfigurationError
+from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
+from myriad_lab.portfolio.bundle import Bundle, describe_network, load_bundle, save_bundle
+from myriad_lab.portfolio.manifest import Manifest
+from myriad_lab.portfolio.run_folder import RunFolder
+from myriad_lab.tasks.registry import make_env
+
+TASK = "Myriad-PointMaze-Maze"
+GOAL_TASK = f"{TASK}-Goal"
+SMALL = EvaluateCfg(episodes=4, pool_size=256, num_envs=8)
+
+
+def make_bundle(root: Path, task: str = TASK, steps: int = 20, **entries: Any) -> Bundle:
+    run = RunFolder.create(root, "maze")
+    env = make_env(task, num_envs=2, overrides={"episode_steps": steps})
+    cfg = PopulationActorCfg(trunk=[16], adapter_dim=8)
+    generator = torch.Generator().manual_seed(0)
+    actor = PopulationActor(env.spec.group_size("policy"), env.num_actions, 2, cfg, generator=generator)
+    manifest = Manifest(
+        task=task,
+        algorithm="kmyriad",
+        spec=env.spec.to_dict(),
+        network=describe_network(actor),
+        num_policies=2,
+        config={"env": {"episode_steps": steps}},
+        backend="torch",
+        arena=env.task.arena.to_dict(),  # pyright: ignore
+        **entries,
+    )
+    return load_bundle(save_bundle(run.checkpoint_path(1), actor, manifest))
+
+
+def test_evaluation_of_an_explorer(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path)
+    result, path = evaluate(bundle, SMALL)
+    run = RunFolder.open(bundle.path)
+    assert path == run.evaluation_file
+    assert json.loads(path.read_text()) == json.loads(json.dumps(result))
+    assert 0.0 < result["portfolio"]["coverage"] < 0.2
+    assert result["portfolio"]["coverage"] >= max(head["coverage"] for head in result["heads"])
+    assert "success" not in result["portfolio"], "a reward-free task has no deterministic part"
+    assert result["best_head"]["metric"] == "coverage"
+    assert not (run.recordings / "evaluation.npz").exists()
+    assert np.load(run.recordings / "evaluation_visits.npz")["features"].shape[0] == 2
+    again, _ = evaluate(bundle, SMALL, out=tmp_path / "again.json")
+    assert again == result, "the same seed gives the same numbers"
+
+
+def test_evaluation_of_a_task_with_a_goal(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path, GOAL_TASK)
+    # A goal all around the start is reached at the first step, one far away never.
+    near, _ = evaluate(bundle, SMALL, overrides=["env.goal_radius=20.0"])
+    far, _ = evaluate(bundle, SMALL)
+    assert near["portfolio"]["success"]["mean"] == 1.0
+    assert near["portfolio"]["return"]["mean"] == 1.0
+    assert near["portfolio"]["length"]["mean"] == 1.0
+    assert far["portfolio"]["success"]["mean"] == 0.0
+    assert far["portfolio"]["length"]["mean"] == 20.0
+    assert far["settings"]["episodes_per_head"] == 4
+    assert near["held_out_best"]["success"]["mean"] == 1.0
+    assert len(far["goal"]) == 2
+
+
+def test_explorer_is_evaluated_on_another_task_of_its_robot(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path)
+    result, _ = evaluate(bundle, EvaluateCfg(4, 256, num_envs=8, task=GOAL_TASK), overrides=["env.episode_steps=10"])
+    assert result["task"] == GOAL_TASK
+    assert result["portfolio"]["length"]["mean"] == 10.0
+    with pytest.raises(CheckpointError, match="do not fit the env"):
+        env_of(bundle, 2, task="Myriad-Gridworld-Maze")
+
+
+def test_one_head_alone(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path)
+    result, _ = evaluate(bundle, SMALL, heads=[1], out=tmp_path / "one.json")
+    assert [head["head"] for head in result["heads"]] == [1]
+    assert result["best_head"]["head"] == 1
+
+
+def test_heads_of_the_policy_flag(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path)
+    assert choose_heads("all", bundle) == [0, 1]
+    assert choose_heads("1", bundle) == [1]
+    for wrong in ("2", "-1", "beast"):
+        with pytest.raises(ConfigurationError, match=r"expected all, best, or a head in 0\.\.1"):
+            choose_heads(wrong, bundle)
+    with pytest.raises(ConfigurationError, match="nothing says which head"):
+        choose_heads("best", bundle)
+    bundle.manifest.head_metrics["mean_reward"] = [0.1, 0.7]
+    assert choose_heads("best", bundle) == [1]
+    evaluation = {"checkpoint": bundle.path.name, "heads": [{}, {}], "best_head": {"head": 0}}
+    file = RunFolder.open(bundle.path).evaluation_file
+    file.write_text(json.dumps(evaluation))
+    assert best_head(bundle) == 0
+    file.write_text(json.dumps({**evaluation, "checkpoint": "iteration_000099"}))
+    assert best_head(bundle) == 1, "an evaluation of another checkpoint does not count"
+
+
+def test_env_is_that_of_the_bundle_unless_told_otherwise(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path)
+    assert env_values(bundle, TASK) == {"episode_steps": 20}
+    assert env_values(bundle, TASK, ["env.episode_steps=7"]) == {"episode_steps": 7}
+    assert env_values(bundle, GOAL_TASK) == {}
+    with pytest.raises(ConfigurationError, match=r"only env\.key=value"):
+        env_values(bundle, TASK, ["agent.k=3"])
+    env = env_of(bundle, 4)
+    assert (env.max_episode_length, env.num_envs) == (20, 4)
+    with pytest.raises(ConfigurationError, match="device='cuda:99' is not there"):
+        open_bundle(bundle.path, device="cuda:99")
+
+
+def test_commands_one_after_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = make_bundle(tmp_path)
+    root = ["--runs_root", str(tmp_path)]
+    small = ["--pool_size", "256", "--num_envs", "8"]
+    assert main(["evaluate", "--checkpoint", "latest", *root, *small]) == 0
+    assert main(["export", *root, "--policy", "best"]) == 0
+    assert main(["report", *root]) == 0
+    told = capsys.readouterr().out
+    run = RunFolder.open(bundle.path)
+    for file in (run.evaluation_file, run.path / "report.html"):
+        assert str(file) in told
+        assert file.stat().st_size > 500
+    assert "recorded observations: ONNX" in told
+    assert not (run.export / "scene.xml").exists(), "a point robot has no MuJoCo scene"
+    session = onnxruntime.InferenceSession(str(run.export / "policy.onnx"))
+    best = json.loads(run.evaluation_file.read_text())["best_head"]["head"]
+    obs = np.zeros((1, bundle.actor.num_obs), dtype=np.float32)
+    expected = bundle.actor.single(best)(torch.from_numpy(obs)).detach().numpy()
+    np.testing.assert_allclose(session.run(None, {"obs": obs})[0], expected, atol=1e-6)
+
+
+def test_export_without_an_evaluation_records_a_little(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = make_bundle(tmp_path)
+    assert main(["export", "--checkpoint", str(bundle.path), "--policy", "all", "--out", str(tmp_path / "out")]) == 0
+    assert "on 512 recorded observations" in capsys.readouterr().out
+    contract = json.loads((tmp_path / "out" / "contract.json").read_text())
+    assert contract["policy"]["head"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "--checkpoint", "nowhere"], "checkpoint nowhere does not exist"),
+        (["export", "--checkpoint", "latest", "--runs_root", "nothing"], "no run with a checkpoint under nothing"),
+        (["report", "--checkpoint", "nowhere"], "checkpoint nowhere does not exist"),
+        (["evaluate", "--polcy", "all"], "unknown flag --polcy. Did you mean --policy"),
+        (["report", "somewhere", "env.goal=1"], "report takes no overrides"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
