@@ -112,27 +112,18 @@ def make_runner(algorithm: str, setting: Setting) -> Any:
     Raises:
         ConfigurationError: If the env or the population does not fit.
     """
-    agent, place = setting.agent, (setting.folder, setting.device, setting.seed)
-    common = {"callbacks": setting.callbacks, "loggers": setting.loggers}
-    population = {"num_policies": setting.num_policies, "actor": setting.actor}
+    agent = setting.agent
+    place: Sequence[Any] = (setting.folder, setting.device, setting.seed)
+    common: dict[str, Any] = {"callbacks": setting.callbacks, "loggers": setting.loggers}
+    population: dict[str, Any] = {"num_policies": setting.num_policies, "actor": setting.actor, **common}
     if algorithm == "kmyriad":
         cfg = _narrow(agent, KMyriadCfg)
-        manifest = {"manifest": setting.manifest}
-        return PopulationRunner(setting.env, cfg, agent.runner, *place, **population, **common, **manifest)
+        return PopulationRunner(setting.env, cfg, agent.runner, *place, **population, manifest=setting.manifest)
     if algorithm == "pql":
-        extra = {"manifest_extra": setting.manifest}
-        return ParallelQRunner(
-            setting.env, _narrow(agent, PQLCfg), agent.runner, *place, **population, **common, **extra
-        )
-    return PPORunner(
-        setting.env,
-        _narrow(agent, PPOCfg),
-        agent.runner,
-        *place,
-        head=setting.actor,
-        **common,
-        manifest=dict(setting.manifest),
-    )
+        cfg = _narrow(agent, PQLCfg)
+        return ParallelQRunner(setting.env, cfg, agent.runner, *place, **population, manifest_extra=setting.manifest)
+    cfg, manifest = _narrow(agent, PPOCfg), dict(setting.manifest)
+    return PPORunner(setting.env, cfg, agent.runner, *place, head=setting.actor, **common, manifest=manifest)
 
 
 def plan_halving(agent: Any, num_policies: int, max_iterations: int) -> None:

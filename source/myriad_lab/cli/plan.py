@@ -137,8 +137,9 @@ def _backend(run: RunCfg, entry: Any) -> str:
 def _fill_sizes(run: RunCfg, entry: Any, seed_from: Any) -> None:
     """Set the sizes that neither flags nor presets gave."""
     if run.num_policies is None:
-        alone = seed_from is None or run.seeding == "best" or run.algorithm == "ppo"
-        run.num_policies = 1 if alone else seed_from.manifest.num_policies
+        run.num_policies = 1
+        if seed_from is not None and run.seeding != "best" and run.algorithm != "ppo":
+            run.num_policies = int(seed_from.manifest.num_policies)
     run.num_envs = entry.default_num_envs if run.num_envs is None else run.num_envs
     run.experiment_name = run.experiment_name or f"{run.task.lower()}_{run.algorithm}"
     if run.max_iterations is None:

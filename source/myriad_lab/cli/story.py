@@ -217,7 +217,7 @@ def _resumed(run: Any, flags: dict[str, Any]) -> dict[str, Any]:
 def _evaluate(state: StoryState, name: str, title: str, trained: dict[str, Any], cfg: StoryCfg) -> dict[str, Any]:
     from myriad_lab.cli.evaluate import EvaluateCfg, evaluate
 
-    settings = {"episodes": cfg.evaluation_episodes, "pool_size": cfg.evaluation_pool}
+    settings: dict[str, Any] = {"episodes": cfg.evaluation_episodes, "pool_size": cfg.evaluation_pool}
 
     def work() -> dict[str, Any]:
         result, _ = evaluate(_open(trained), EvaluateCfg(**settings))

@@ -1,0 +1,1 @@
+"""Processes that share tensors: weight mailbox, counted tokens, supervised workers."""

@@ -1,0 +1,1 @@
+"""Preallocated buffers on the device."""

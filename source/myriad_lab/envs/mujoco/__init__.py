@@ -1,0 +1,1 @@
+"""Backend ``mujoco``: real MuJoCo on all CPU cores behind the simulator seam."""
