@@ -127,6 +127,16 @@ def test_evaluation_recording_comes_before_the_one_of_training(tmp_path: Path) -
     assert read_run(run.path).visits_source == "evaluation_visits.npz"
 
 
+def test_map_before_training_is_shown_beside_the_one_after(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    add_recording(run)
+    _, outline = read(write_report(run.path))
+    add_recording(run, "visits_before.npz")
+    text, with_before = read(write_report(run.path))
+    assert len(with_before.sources) == len(outline.sources) + 1
+    assert "The same before training." in text
+
+
 def test_other_seeds_become_an_interval(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, seed) for seed in range(3)]
     text, _ = read(write_report(runs[0].path, [runs[1].path, runs[2].path]))

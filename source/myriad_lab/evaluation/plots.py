@@ -72,6 +72,7 @@ def visitation_map(
     goal: Sequence[float] | None = None,
     goal_radius: float = 0.0,
     labels: tuple[str, str] = ("x [m]", "y [m]"),
+    legend: bool = True,
 ) -> Figure:
     """Draw where all heads went: hue mixes the heads that visited a bin, strength is the logarithm of the visits.
 
@@ -81,6 +82,7 @@ def visitation_map(
         goal: Goal x, y [m].
         goal_radius: Distance that counts as there [m].
         labels: Axis labels.
+        legend: Whether to name the colours, if there are at most 16 heads.
     """
     from matplotlib.figure import Figure
 
@@ -94,7 +96,7 @@ def visitation_map(
     _frame(axes, arena, extent, goal, goal_radius)
     axes.set_xlabel(labels[0], color=INK)
     axes.set_ylabel(labels[1], color=INK)
-    if len(visits) <= 16:
+    if legend and len(visits) <= 16:
         _legend(axes, len(visits))
     return figure
 

@@ -78,6 +78,7 @@ class RunData:
     contract: dict[str, Any] = field(default_factory=dict)
     visits: list[np.ndarray] | None = None
     visits_source: str = ""
+    visits_before: list[np.ndarray] | None = None
 
 
 def read_run(path: str | Path) -> RunData:
@@ -97,14 +98,11 @@ def read_run(path: str | Path) -> RunData:
         contract=_read_json(contract) if contract else {},
     )
     for name in ("evaluation_visits.npz", "visits.npz"):
-        source = run.recordings / name
-        if not source.is_file():
-            continue
-        arrays, _ = load_arrays(source)
-        if "features" in arrays and arrays["features"].shape[-1] >= 2:
-            data.visits = select_visits(arrays["features"], arrays["valid"], VISITS_PER_HEAD)
+        data.visits = _read_visits(run.recordings / name)
+        if data.visits is not None:
             data.visits_source = name
             break
+    data.visits_before = _read_visits(run.recordings / "visits_before.npz")
     return data
 
 
@@ -186,12 +184,17 @@ def _card_note(key: str, data: RunData) -> str:
 def _map_section(data: RunData) -> str:
     if data.visits is None:
         return ""
-    figure = plots.visitation_map(data.visits, data.manifest.arena, labels=_labels(data), **_goal(data))
+    goal = _goal(data)
+    figure = plots.visitation_map(data.visits, data.manifest.arena, labels=_labels(data), **goal)
     caption = (
         "States visited by the population, coloured by head; the stronger, the more often (logarithmic). "
-        "Circle: start. " + ("Star: goal. " if _goal(data)["goal"] else "") + f"From {data.visits_source}."
+        "Circle: start. " + ("Star: goal. " if goal["goal"] else "") + f"From {data.visits_source}."
     )
-    return fmt.section("Where the population goes", fmt.figure(plots.to_png(figure), caption))
+    body = fmt.figure(plots.to_png(figure), caption)
+    if data.visits_before is not None:
+        before = plots.visitation_map(data.visits_before, data.manifest.arena, labels=_labels(data), legend=False)
+        body += fmt.figure(plots.to_png(before, dpi=75), "The same before training.")
+    return fmt.section("Where the population goes", body)
 
 
 def _heads_maps(data: RunData) -> str:
@@ -310,6 +313,16 @@ def _goal(data: RunData) -> dict[str, Any]:
     env = data.manifest.config.get("env", {})
     goal = data.evaluation.get("goal") or env.get("goal")
     return {"goal": goal, "goal_radius": float(env.get("goal_radius") or 0.0) if goal else 0.0}
+
+
+def _read_visits(path: Path) -> list[np.ndarray] | None:
+    """Return the states of each head, ``None`` where nothing was recorded or there are no two features to draw."""
+    if not path.is_file():
+        return None
+    arrays, _ = load_arrays(path)
+    if "features" not in arrays or arrays["features"].shape[-1] < 2:
+        return None
+    return select_visits(arrays["features"], arrays["valid"], VISITS_PER_HEAD)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
