@@ -222,6 +222,10 @@ def test_seeding_demands_policy_terms_and_actions_only() -> None:
     shorter = {**spec, "observations": {"policy": spec["observations"]["policy"][:1]}}
     with pytest.raises(CheckpointError, match=r"joint_vel \(3,\) \[rad/s\] in the bundle, absent in the env"):
         check_seed(manifest, shorter)
+    other_scale = make_spec().to_dict()
+    other_scale["observations"]["policy"][0]["scale"] = (0.5, 0.5)
+    with pytest.raises(CheckpointError, match=r"policy\[0\]\.scale: \[\] in the bundle, \[0\.5, 0\.5\] in the env"):
+        check_seed(manifest, other_scale)
     with pytest.raises(CheckpointError, match="Choose a task with the same robot"):
         check_seed(manifest, make_spec(scale=0.5))
 

@@ -58,17 +58,15 @@ def differences(bundle: Any, env: Any, where: str = "") -> list[str]:
                 lines += differences(bundle[key], env[key], name)
         return lines
     if isinstance(bundle, list) and isinstance(env, list) and not _is_leaf(bundle) and not _is_leaf(env):
-        missing = object()
-        pairs = [
-            (bundle[i] if i < len(bundle) else missing, env[i] if i < len(env) else missing)
-            for i in range(max(len(bundle), len(env)))
-        ]
-        return [
-            f"{where}[{i}]: {'absent' if a is missing else _show(a)} in the bundle, "
-            f"{'absent' if b is missing else _show(b)} in the env"
-            for i, (a, b) in enumerate(pairs)
-            if a is missing or b is missing or a != b
-        ]
+        lines = []
+        for i in range(max(len(bundle), len(env))):
+            ours, theirs = (items[i] if i < len(items) else None for items in (bundle, env))
+            if ours is None or theirs is None or _show(ours) != _show(theirs):
+                if ours != theirs:
+                    lines.append(f"{where}[{i}]: {_show(ours)} in the bundle, {_show(theirs)} in the env")
+            else:
+                lines += differences(ours, theirs, f"{where}[{i}]")
+        return lines
     return [] if bundle == env else [f"{where}: {_show(bundle)} in the bundle, {_show(env)} in the env"]
 
 
@@ -86,6 +84,8 @@ def _is_leaf(items: list[Any]) -> bool:
 
 
 def _show(value: Any) -> str:
+    if value is None:
+        return "absent"
     if isinstance(value, dict) and {"name", "shape"} <= value.keys():
         return f"{value['name']} {tuple(value['shape'])} [{value.get('unit', '1')}]"
     return repr(value)

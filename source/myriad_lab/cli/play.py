@@ -1,0 +1,245 @@
+"""``myriad play``: several heads of a portfolio in one scene, as a film or in MuJoCo's interactive viewer."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from myriad_lab.cli.checkpoints import add_checkpoint_flags, add_env_flags, choose_heads, env_of, open_bundle, run_of
+from myriad_lab.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from myriad_lab.envs.contract import VecEnv
+    from myriad_lab.portfolio.bundle import Bundle
+
+log = logging.getLogger(__name__)
+
+ACTORS = ("trained", "zero", "random")
+EXPLORERS = ("kmyriad", "pgpse")
+"""Algorithms whose policies are shown with their noise, for that is how they explore."""
+MAX_ROBOTS = 32
+"""Robots in one film; more than that hide one another."""
+FPS = 30
+"""Pictures per second of film, at most."""
+
+
+@dataclass
+class PlayCfg:
+    """What to show."""
+
+    actor: str = "trained"
+    """``trained``, or as a comparison ``zero`` or ``random`` actions."""
+    length: int = 300
+    """Control steps."""
+    speed: float = 1.0
+    """Film time over simulated time is 1 / speed."""
+    num_envs: int | None = None
+    """Robots, a multiple of the heads; by default one for each head."""
+    task: str | None = None
+    """Task; that of the checkpoint by default."""
+    backend: str | None = None
+    """Simulator; that of the checkpoint by default."""
+    device: str = "cpu"
+    """Torch device."""
+    seed: int = 10_007
+    """Seed of starts and noise."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``myriad play``."""
+    from myriad_lab.cli.arguments import positive_float, positive_int
+
+    add_checkpoint_flags(parser, policy="all")
+    add_env_flags(parser)
+    parser.add_argument("--actor", choices=ACTORS, default="trained", help="what acts (default: trained)")
+    parser.add_argument("--video", action="store_true", help="write a film; the default where there is no --viz")
+    parser.add_argument("--video_length", type=positive_int, default=300, help="control steps (default: 300)")
+    parser.add_argument("--speed", type=positive_float, default=1.0, help="times real time (default: 1)")
+    parser.add_argument("--viz", action="store_true", help="open MuJoCo's viewer; needs a display")
+    parser.add_argument("--out", type=Path, help="film (default: videos/ in the run folder)")
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Show the heads and say where the film is."""
+    bundle = open_bundle(args.checkpoint, args.runs_root, args.device)
+    names = ("actor", "speed", "num_envs", "task", "backend", "device", "seed")
+    cfg = PlayCfg(length=args.video_length, **{name: getattr(args, name) for name in names})
+    heads = choose_heads(args.policy, bundle)
+    if args.viz:
+        view(bundle, cfg, heads=heads, overrides=overrides)
+    if args.video or not args.viz:
+        print(f"written: {record(bundle, cfg, heads=heads, overrides=overrides, out=args.out)}")
+    return 0
+
+
+def record(
+    bundle: Bundle,
+    cfg: PlayCfg | None = None,
+    *,
+    heads: Sequence[int] | None = None,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+) -> Path:
+    """Write a film of several heads in one scene: MuJoCo's picture where it can be rendered, else a drawing from above.
+
+    Args:
+        bundle: What to show.
+        cfg: Settings.
+        heads: Heads to show; all by default, evenly chosen where there are more than ``MAX_ROBOTS``.
+        overrides: ``env.key=value``.
+        out: File; in ``videos/`` of the run folder, or beside a bundle that is in none, by default.
+
+    Raises:
+        ConfigurationError: If packages for films are missing or the numbers do not fit.
+    """
+    from myriad_lab.monitor.video import require_video, write_mp4
+
+    require_video()
+    cfg = cfg or PlayCfg()
+    heads = _shown(bundle, heads)
+    env, policy = _open(bundle, cfg, heads, overrides)
+    path = Path(out) if out is not None else _film(bundle, cfg, heads)
+    try:
+        scene = _scene(env, len(heads), len(bundle.actor.head_parameters()[0]), heads)
+        try:
+            stride = max(1, round(cfg.speed / (FPS * env.spec.control_period)))
+            fps = min(60.0, cfg.speed / (env.spec.control_period * stride))
+            return write_mp4(path, _frames(env, policy, scene, cfg.length, stride), fps)
+        finally:
+            scene.close()
+    finally:
+        env.close()
+
+
+def view(
+    bundle: Bundle, cfg: PlayCfg | None = None, *, heads: Sequence[int] | None = None, overrides: Sequence[str] = ()
+) -> None:
+    """Show one head in MuJoCo's viewer until its window is closed.
+
+    Raises:
+        ConfigurationError: If there is no display, or the task does not run on MuJoCo.
+    """
+    import os
+
+    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise ConfigurationError("--viz needs a display, and there is none here; leave it out to get a film")
+    cfg = cfg or PlayCfg()
+    head = (list(heads) if heads is not None else [0])[0]
+    env, policy = _open(bundle, cfg, [head], overrides)
+    try:
+        simulator: Any = getattr(env, "simulator", None)
+        if not hasattr(simulator, "model"):
+            raise ConfigurationError(f"--viz shows tasks on the mujoco backend; {env.spec.task} runs on another")
+        import mujoco.viewer
+
+        data = mujoco.MjData(simulator.model)
+        obs = env.reset()
+        with mujoco.viewer.launch_passive(simulator.model, data) as window:
+            while window.is_running():
+                started = time.perf_counter()
+                obs = env.step(policy(obs))[0]
+                data.qpos[:] = _positions(env)[0]
+                mujoco.mj_forward(simulator.model, data)
+                window.sync()
+                time.sleep(max(0.0, env.spec.control_period / cfg.speed - (time.perf_counter() - started)))
+    finally:
+        env.close()
+
+
+def _shown(bundle: Bundle, heads: Sequence[int] | None) -> list[int]:
+    heads = list(range(bundle.manifest.num_policies)) if heads is None else list(heads)
+    if len(heads) <= MAX_ROBOTS:
+        return heads
+    return [heads[round(i * (len(heads) - 1) / (MAX_ROBOTS - 1))] for i in range(MAX_ROBOTS)]
+
+
+def _open(
+    bundle: Bundle, cfg: PlayCfg, heads: Sequence[int], overrides: Sequence[str]
+) -> tuple[VecEnv, Callable[[Any], Any]]:
+    """Return env and policy, one head after the other."""
+    import torch
+
+    from myriad_lab.networks.population import check_population
+    from myriad_lab.runners.rollout import actor_policy, random_policy, zero_policy
+
+    if cfg.actor not in ACTORS:
+        raise ConfigurationError(f"--actor {cfg.actor}: expected one of {', '.join(ACTORS)}")
+    num_envs = cfg.num_envs or len(heads)
+    check_population(num_envs, len(heads))
+    where = {"task": cfg.task, "backend": cfg.backend, "device": cfg.device, "seed": cfg.seed}
+    env = env_of(bundle, num_envs, overrides=overrides, **where)
+    if cfg.actor == "zero":
+        return env, zero_policy(env)
+    if cfg.actor == "random":
+        return env, random_policy(env, cfg.seed)
+    actor = bundle.actor.select(heads).to(cfg.device).eval()
+    groups = bundle.manifest.obs_groups["actor"]
+    noisy = bundle.manifest.algorithm in EXPLORERS
+    generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
+    return env, actor_policy(actor, groups, deterministic=not noisy, generator=generator)
+
+
+def _scene(env: VecEnv, num_heads: int, num_policies: int, heads: Sequence[int]) -> Any:
+    """Return what draws: MuJoCo's renderer, or the drawing from above."""
+    from myriad_lab.evaluation.plots import head_colors
+    from myriad_lab.monitor.video import TopDownDrawing
+
+    palette = head_colors(num_policies)
+    colors = [palette[head] for head in heads for _ in range(env.num_envs // num_heads)]
+    task: Any = getattr(env, "task", None)
+    if task is None:
+        raise ConfigurationError(f"{env.spec.task} has no arena to draw; only Myriad Lab's own tasks can be shown")
+    simulator: Any = getattr(env, "simulator", None)
+    if hasattr(simulator, "model"):
+        from myriad_lab.envs.mujoco.render import PopulationRenderer, find_library
+
+        if find_library() is not None:
+            return PopulationRenderer(simulator.model, _framed(env), colors)
+        log.warning("neither EGL nor OSMesa works here, so the film is a drawing from above; install libegl1")
+    goal = getattr(task, "goal", None)
+    arena = {**task.arena.to_dict(), "extent": list(_framed(env))}
+    return TopDownDrawing(arena, colors, goal=goal, goal_radius=getattr(task.cfg, "goal_radius", 0.0))
+
+
+def _framed(env: VecEnv) -> tuple[float, float, float, float]:
+    """Return what is shown: the map, or on open ground the surroundings of the start."""
+    task: Any = env.task  # pyright: ignore[reportAttributeAccessIssue]
+    if task.arena.boxes or task.arena.height_field is not None:
+        return task.arena.extent
+    (x, y), (x_min, x_max, y_min, y_max) = task.arena.start, task.arena.extent
+    half = min(8.0, (x_max - x_min) / 2, (y_max - y_min) / 2)
+    return x - half, x + half, y - half, y + half
+
+
+def _frames(env: VecEnv, policy: Callable[[Any], Any], scene: Any, length: int, stride: int) -> Iterator[np.ndarray]:
+    import torch
+
+    obs = env.reset()
+    for step in range(length):
+        if step % stride == 0:
+            yield scene.draw(_positions(env))
+        with torch.inference_mode():
+            obs, _, dones, _ = env.step(policy(obs))
+        scene.break_trails(dones.bool().cpu().numpy())
+
+
+def _positions(env: VecEnv) -> np.ndarray:
+    """Return the generalised positions of all robots, shape (num_envs, 7 + joints): x, y, z, quaternion, joints."""
+    import torch
+
+    state = env.simulator.state()  # pyright: ignore[reportAttributeAccessIssue]
+    return torch.cat((state.root_pos_w, state.root_quat_w, state.joint_pos), dim=1).double().cpu().numpy()
+
+
+def _film(bundle: Bundle, cfg: PlayCfg, heads: Sequence[int]) -> Path:
+    run_folder = run_of(bundle)
+    folder = run_folder.videos if run_folder is not None else bundle.path / "videos"
+    which = "all_heads" if len(heads) > 1 else f"head_{heads[0]}"
+    return folder / f"{which}_{cfg.actor}_{bundle.path.name}.mp4"

@@ -1,0 +1,159 @@
+"""Off-screen pictures of several robots of one model in one scene."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from myriad_lab.envs.mujoco.compat import mujoco
+from myriad_lab.errors import ConfigurationError
+
+LIBRARIES = ("egl", "osmesa")
+"""OpenGL libraries that draw without a display, the faster one first."""
+MAX_GEOMS = 20_000
+TRAIL_GEOMS = 12_000
+"""Segments of all trails together; longer trails get coarser."""
+
+
+@functools.cache
+def find_library() -> str | None:
+    """Return the library that works here, ``None`` if there is none.
+
+    It is tried in a process of its own: a bad driver may kill it, and PyOpenGL cannot change its mind.
+    """
+    for library in LIBRARIES:
+        code = f"from mujoco.{library} import GLContext; c = GLContext(8, 8); c.make_current(); c.free()"
+        if subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0:
+            return library
+    return None
+
+
+class PopulationRenderer:
+    """Draws robots of one model, one after the other into one scene, each in its colour, with a trail behind it.
+
+    The robots do not see one another, neither here nor in training.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        extent: Sequence[float],
+        colors: Sequence[Sequence[float]],
+        width: int = 1280,
+        height: int = 720,
+    ) -> None:
+        """Open the OpenGL context.
+
+        Args:
+            model: The ``mujoco.MjModel`` of the scene with one robot.
+            extent: What the camera shows: x_min, x_max, y_min, y_max [m].
+            colors: One colour (r, g, b) in [0, 1] per robot.
+            width: Width of a picture [pixel].
+            height: Height of a picture [pixel].
+
+        Raises:
+            ConfigurationError: If no library that draws without a display works here.
+        """
+        library = find_library()
+        if library is None:
+            raise ConfigurationError(
+                "drawing MuJoCo without a display needs EGL or OSMesa; install libegl1 or libosmesa6 (Debian, Ubuntu)"
+            )
+        self._model, self._colors = model, [np.array([*color, 1.0], dtype=np.float32) for color in colors]
+        model.vis.global_.offwidth, model.vis.global_.offheight = width, height
+        self._context = importlib.import_module(f"mujoco.{library}").GLContext(width, height)
+        self._context.make_current()
+        self._gpu = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150.value)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._gpu)
+        self._rectangle = mujoco.MjrRect(0, 0, width, height)
+        self._scene = mujoco.MjvScene(model, maxgeom=MAX_GEOMS)
+        self._option, self._perturb = mujoco.MjvOption(), mujoco.MjvPerturb()
+        self._data = mujoco.MjData(model)
+        self._camera = _camera(extent, width / height, float(model.vis.global_.fovy))
+        self._trails: list[np.ndarray] = []
+        model.vis.map.zfar = max(float(model.vis.map.zfar), 6.0 * self._camera.distance / float(model.stat.extent))
+
+    def draw(self, qpos: np.ndarray, *, trails: bool = True) -> np.ndarray:
+        """Return a picture, uint8 (height, width, 3).
+
+        Args:
+            qpos: Generalised positions of each robot, shape (num_robots, nq); the first entries are x, y, z.
+            trails: Whether to draw where the robots have been in the pictures so far.
+        """
+        self._context.make_current()
+        self._trails.append(qpos[:, :3].copy())
+        for index, row in enumerate(qpos):
+            self._data.qpos[:] = row
+            mujoco.mj_kinematics(self._model, self._data)
+            mujoco.mj_comPos(self._model, self._data)
+            mujoco.mj_camlight(self._model, self._data)
+            self._add_robot(index)
+        if trails:
+            self._add_trails()
+        mujoco.mjr_render(self._rectangle, self._scene, self._gpu)
+        picture = np.empty((self._rectangle.height, self._rectangle.width, 3), dtype=np.uint8)
+        mujoco.mjr_readPixels(picture, None, self._rectangle, self._gpu)
+        return picture[::-1]
+
+    def break_trails(self, robots: np.ndarray) -> None:
+        """Interrupt the trails of robots that start anew, bool (num_robots,)."""
+        if self._trails and robots.any():
+            self._trails[-1] = np.where(robots[:, None], np.nan, self._trails[-1])
+
+    def close(self) -> None:
+        """Free the OpenGL context."""
+        self._context.make_current()
+        self._gpu.free()
+        self._context.free()
+
+    def _add_robot(self, index: int) -> None:
+        """Add the moving bodies; with the first robot, the scene itself."""
+        arguments = (self._model, self._data, self._option, self._perturb)
+        before = 0
+        if index == 0:
+            mujoco.mjv_updateScene(*arguments, self._camera, mujoco.mjtCatBit.mjCAT_ALL.value, self._scene)
+        else:
+            before = self._scene.ngeom
+            mujoco.mjv_addGeoms(*arguments, mujoco.mjtCatBit.mjCAT_DYNAMIC.value, self._scene)
+        for place in range(before, self._scene.ngeom):
+            geom = self._scene.geoms[place]
+            if geom.category == mujoco.mjtCatBit.mjCAT_DYNAMIC.value:
+                geom.rgba[:] = self._colors[index]
+
+    def _add_trails(self) -> None:
+        path = np.stack(self._trails)
+        stride = max(1, path.shape[0] * path.shape[1] // TRAIL_GEOMS + 1)
+        width = 0.0025 * self._camera.distance
+        for robot, color in enumerate(self._colors):
+            faint = np.array([*color[:3], 0.55], dtype=np.float32)
+            points = path[::stride, robot]
+            for begin, end in pairwise(points):
+                # NaN, which compares as false, separates episodes.
+                if self._scene.ngeom < MAX_GEOMS and 0.0 < float(np.linalg.norm(end - begin)) < np.inf:
+                    _add_line(self._scene, begin, end, width, faint)
+
+
+def _add_line(scene: Any, begin: np.ndarray, end: np.ndarray, width: float, color: np.ndarray) -> None:
+    geom = scene.geoms[scene.ngeom]
+    capsule = mujoco.mjtGeom.mjGEOM_CAPSULE
+    mujoco.mjv_initGeom(geom, capsule, np.zeros(3), np.zeros(3), np.zeros(9), color)
+    mujoco.mjv_connector(geom, capsule, width, begin.astype(np.float64), end.astype(np.float64))
+    scene.ngeom += 1
+
+
+def _camera(extent: Sequence[float], ratio: float, fovy: float) -> Any:
+    """Return a camera that looks down obliquely and has the whole extent in view."""
+    x_min, x_max, y_min, y_max = extent
+    camera = mujoco.MjvCamera()
+    camera.lookat[:] = ((x_min + x_max) / 2, (y_min + y_max) / 2, 0.0)
+    camera.azimuth, camera.elevation = 90.0, -62.0
+    half = max((x_max - x_min) / ratio, 0.95 * (y_max - y_min)) / 2
+    camera.distance = 1.14 * half / np.tan(np.radians(fovy) / 2)
+    return camera
