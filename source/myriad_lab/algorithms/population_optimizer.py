@@ -52,7 +52,8 @@ class PopulationOptimizer:
         ]
         if self._value:
             groups.append({"params": self._value, "lr": cfg.learning_rate, "base_lr": cfg.learning_rate})
-        self.adam = torch.optim.Adam(groups)
+        # At large m the parameters outweigh the batch: one fused pass over them is several times faster.
+        self.adam = torch.optim.Adam(groups, fused=True)
 
     @property
     def learning_rate(self) -> float:
@@ -113,7 +114,7 @@ class WeightGuard:
     def restore_if_broken(self, *scalars: torch.Tensor) -> torch.Tensor:
         """Put weights and moments back if a weight or one of ``scalars`` is not finite.
 
-        Moments that the update itself created become zero in that case; Adam's count of steps goes on.
+        Moments that the update itself created become zero in that case.
 
         Returns:
             Whether the update was undone, a bool scalar tensor.
@@ -130,7 +131,7 @@ class WeightGuard:
 
     def _moment_tensors(self) -> list[torch.Tensor]:
         states = self._optimizer.state.values()
-        return [value for state in states for key, value in state.items() if key != "step" and torch.is_tensor(value)]
+        return [value for state in states for value in state.values() if torch.is_tensor(value)]
 
 
 def _norm(parameters: Sequence[nn.Parameter]) -> torch.Tensor:

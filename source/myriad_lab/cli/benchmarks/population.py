@@ -57,7 +57,7 @@ def _update(actor: PopulationActor, num_envs: int, device: str) -> Callable[[], 
     obs = torch.randn(actor.num_policies, num_envs // actor.num_policies, NUM_OBS, device=device)
     actions = torch.randn(*obs.shape[:2], NUM_ACTIONS, device=device)
     advantages = torch.randn(obs.shape[:2], device=device)
-    adam = torch.optim.Adam(actor.parameters(), lr=1e-4)
+    adam = torch.optim.Adam(actor.parameters(), lr=1e-4, fused=True)
 
     def work() -> None:
         loss = -(actor.distribution(obs).log_prob(actions) * advantages).mean()
