@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from myriad_lab.errors import ConfigurationError
 
 LIBRARIES = ("egl", "osmesa")
 """OpenGL libraries that draw without a display, the faster one first."""
+ELEVATION = -68.0
+"""Angle of the camera over the ground [deg], downwards."""
 MAX_GEOMS = 20_000
 TRAIL_GEOMS = 12_000
 """Segments of all trails together; longer trails get coarser."""
@@ -66,14 +69,18 @@ class PopulationRenderer:
             raise ConfigurationError(
                 "drawing MuJoCo without a display needs EGL or OSMesa; install libegl1 or libosmesa6 (Debian, Ubuntu)"
             )
+        logging.getLogger("OpenGL").setLevel(logging.WARNING)
         self._model, self._colors = model, [np.array([*color, 1.0], dtype=np.float32) for color in colors]
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
+        _light(model)
         self._context = importlib.import_module(f"mujoco.{library}").GLContext(width, height)
         self._context.make_current()
         self._gpu = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._gpu)
         self._rectangle = mujoco.MjrRect(0, 0, width, height)
         self._scene = mujoco.MjvScene(model, maxgeom=MAX_GEOMS)
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self._scene.flags[flag] = 0
         self._option, self._perturb = mujoco.MjvOption(), mujoco.MjvPerturb()
         self._data = mujoco.MjData(model)
         self._camera = _camera(extent, width / height, float(model.vis.global_.fovy))
@@ -148,12 +155,23 @@ def _add_line(scene: Any, begin: np.ndarray, end: np.ndarray, width: float, colo
     scene.ngeom += 1
 
 
+def _light(model: Any) -> None:
+    """Light the scene evenly from the camera; shadows on a software renderer cost more than all the rest."""
+    light = model.vis.headlight
+    light.ambient[:], light.diffuse[:], light.specular[:] = 0.45, 0.55, 0.1
+
+
 def _camera(extent: Sequence[float], ratio: float, fovy: float) -> Any:
-    """Return a camera that looks down obliquely and has the whole extent in view."""
+    """Return a camera that looks down obliquely from as near as lets it see the whole extent."""
     x_min, x_max, y_min, y_max = extent
     camera = mujoco.MjvCamera()
-    camera.lookat[:] = ((x_min + x_max) / 2, (y_min + y_max) / 2, 0.0)
-    camera.azimuth, camera.elevation = 90.0, -62.0
-    half = max((x_max - x_min) / ratio, 0.95 * (y_max - y_min)) / 2
-    camera.distance = 1.14 * half / np.tan(np.radians(fovy) / 2)
+    camera.lookat[:] = middle = np.array([(x_min + x_max) / 2, (y_min + y_max) / 2, 0.0])
+    camera.azimuth, camera.elevation = 90.0, ELEVATION
+    tilt = np.radians(ELEVATION)
+    forward, up = np.array([0.0, np.cos(tilt), np.sin(tilt)]), np.array([0.0, -np.sin(tilt), np.cos(tilt)])
+    corners = np.array([[x, y, 0.0] for x in (x_min, x_max) for y in (y_min, y_max)]) - middle
+    slope = np.tan(np.radians(fovy) / 2)
+    # A corner is in view if |its offset across| <= slope (distance + its offset along), for both picture axes.
+    needed = np.maximum(np.abs(corners[:, 0]) / (slope * ratio), np.abs(corners @ up) / slope) - corners @ forward
+    camera.distance = 1.04 * float(needed.max())
     return camera
