@@ -164,6 +164,25 @@ def test_feature_scale_shifts_the_entropy_and_leaves_own_rewards_alone():
     torch.testing.assert_close(gain, torch.tensor(math.log(8.0)), atol=1e-4, rtol=0)
 
 
+def test_entropy_is_told_in_every_iteration_and_the_heads_every_now_and_then():
+    algorithm = make(statistics_interval=2)
+    found = []
+    for i in range(2):
+        roll_out(algorithm, seed=i)
+        points = algorithm.state_rewards.particles(algorithm.storage["features"]).flatten(0, 1).clone()
+        found.append(algorithm.update())
+        expected = knn_entropy_of(points, algorithm.cfg.k)
+        torch.testing.assert_close(found[-1]["Population/entropy_pool"], expected, atol=1e-4, rtol=1e-4)
+    assert "Population/diversity" in found[0]
+    assert "Population/diversity" not in found[1]
+
+
+def knn_entropy_of(points: torch.Tensor, k: int) -> torch.Tensor:
+    radius = torch.cdist(points, points).sort(dim=1).values[:, k]
+    log_volume = torch.log(math.pi * radius.square())
+    return log_volume.mean() + math.log(len(points) - 1) - torch.digamma(torch.tensor(float(k)))
+
+
 def test_window_rewards_what_differs_from_the_past():
     """Two clouds of equal density; one was visited before. With a window, the other one is worth more."""
     valid = torch.ones(T, NUM_ENVS, dtype=torch.bool)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from myriad_lab.errors import ConfigurationError, nearest
-from myriad_lab.functional.entropy import REWARD_KINDS, particle_rewards, population_statistics
+from myriad_lab.functional.entropy import REWARD_KINDS, EntropyEstimate, particle_rewards, population_statistics
 from myriad_lab.functional.masked import masked_mean, masked_std, park_invalid, standardize
 from myriad_lab.storage.particles import ParticleBuffer
 
@@ -63,6 +63,8 @@ class _Pool(NamedTuple):
     """Particles that have one, bool (n,)."""
     current: torch.Tensor
     """Particles of this rollout for the statistics, by policy, (num_policies, rows, num_features)."""
+    entropy: dict[str, torch.Tensor]
+    """Entropy of this rollout's particles, where the rewards tell it for nothing."""
 
 
 class StateRewards:
@@ -143,6 +145,7 @@ class StateRewards:
         metrics = {"Population/reward_std": masked_std(pool.rewards, pool.rewarded)}
         if self._calls % self.cfg.statistics_interval == 0 and self.cfg.k < pool.current.shape[1]:
             metrics |= self._statistics(pool.current)
+        metrics |= pool.entropy
         self._calls += 1
         return rewards, pool.rewarded.sum().clamp_min(1), metrics
 
@@ -174,8 +177,13 @@ class StateRewards:
     def _reward_all(self, points: torch.Tensor, mask: torch.Tensor) -> _Pool:
         """Reward every particle of this rollout against all the others."""
         points = park_invalid(points, mask)
-        rewards = self._rewards(points, self._trajectory_ids)
-        return _Pool(rewards, mask, points.view(self.num_policies, self.per_policy, -1))
+        found = self._estimate(points, self._trajectory_ids)
+        entropy = {}
+        if not self.cfg.exclude_own_trajectory:
+            others = (mask.sum() - 1).clamp_min(1)
+            value = masked_mean(found.log_volumes, mask) + others.log() - torch.digamma(others.new_tensor(self.cfg.k))
+            entropy["Population/entropy_pool"] = value + self._log_unit
+        return _Pool(found.rewards, mask, points.view(self.num_policies, self.per_policy, -1), entropy)
 
     def _reward_drawn(self, points: torch.Tensor, mask: torch.Tensor) -> _Pool:
         """Reward a part of the particles against a pool that may reach into the past."""
@@ -186,16 +194,16 @@ class StateRewards:
         count = min(buffer.num_filled, self.drawn_per_policy)
         pool, drawn = buffer.sample(count, self._generator)
         pool, drawn = pool.flatten(0, 1), drawn.flatten()
-        found = self._rewards(pool, drawn // self.per_trajectory)
+        found = self._estimate(pool, drawn // self.per_trajectory).rewards
         # What belongs to earlier rollouts goes to one extra slot, so that no count has to reach the host.
         slots = torch.where(drawn >= first, drawn - first, len(points))
         rewards = points.new_zeros(len(points) + 1).index_copy_(0, slots, found)[:-1]
         rewarded = torch.zeros(len(points) + 1, dtype=torch.bool, device=points.device)
         rewarded = rewarded.index_fill_(0, slots, True)[:-1]
         current, _ = buffer.sample(min(self.per_policy, self.drawn_per_policy), self._generator, window=1)
-        return _Pool(rewards, rewarded, current)
+        return _Pool(rewards, rewarded, current, {})
 
-    def _rewards(self, points: torch.Tensor, trajectory_ids: torch.Tensor) -> torch.Tensor:
+    def _estimate(self, points: torch.Tensor, trajectory_ids: torch.Tensor) -> EntropyEstimate:
         cfg = self.cfg
         return particle_rewards(
             points,
@@ -204,7 +212,7 @@ class StateRewards:
             trajectory_ids=trajectory_ids,
             exclude_own_trajectory=cfg.exclude_own_trajectory,
             min_radius=cfg.min_radius,
-        ).rewards
+        )
 
     def _statistics(self, current: torch.Tensor) -> dict[str, torch.Tensor]:
         """Measure pool and heads; the few parked points of diverged envs are part of them."""

@@ -112,6 +112,7 @@ class PopulationRunner:
         self.manifest_entries = dict(manifest or {})
         self.metrics: dict[str, float] = {}
         self.iteration, self.env_steps, self.wall_time = 0, 0, 0.0
+        self._population: dict[str, float] = {}
         self._best = -float("inf")
         self._stop = False
 
@@ -148,7 +149,7 @@ class PopulationRunner:
             "iteration": self.iteration,
             "env_steps": self.env_steps,
             "wall_time": self.wall_time,
-            "metrics": dict(self.metrics),
+            "metrics": self._population | self.metrics,
             "head_metrics": {k: v.tolist() for k, v in self.algorithm.state_rewards.head_statistics.items()},
             "best_metric": {"name": BEST_METRIC, "mode": "max"},
             "arena": None if arena is None else arena.to_dict(),
@@ -228,6 +229,8 @@ class PopulationRunner:
             "Perf/rollout_s": rolled_out - started,
             "Perf/update_s": updated - rolled_out,
         }
+        # Statistics that are not measured in every iteration stand in the manifest as they were measured last.
+        self._population |= {name: value for name, value in self.metrics.items() if name.startswith("Population/")}
         self.callbacks.on_iteration(self, self.metrics)
         for sink in self.loggers:
             sink.log(self.metrics, self.iteration)
