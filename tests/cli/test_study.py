@@ -212,7 +212,7 @@ def test_a_failed_prerequisite_fails_what_needs_it(tmp_path: Path, fake: Fake) -
 
 
 def test_a_dying_subprocess_leaves_its_last_words(tmp_path: Path) -> None:
-    with pytest.raises(command._CellError, match="exit status 2(?s:.)*unknown command 'trian'"):
+    with pytest.raises(command._CellError, match=r"exit status 2(?s:.)*unknown command 'trian'"):
         command._call(["myriad_lab.cli.main", "trian"], tmp_path, sorted(os.sched_getaffinity(0))[:1], "log")
 
 
@@ -317,7 +317,10 @@ prerequisites:
     budget: {max_env_steps: 160}
 cases: {near: {goal_percentile: 5, overrides: {env.episode_steps: 20}}}
 variants:
-  ppo: {portfolio: portfolio, flags: {algorithm: ppo}, overrides: {agent.num_steps_per_env: 10, agent.runner.save_interval: 1}}
+  ppo:
+    portfolio: portfolio
+    flags: {algorithm: ppo}
+    overrides: {agent.num_steps_per_env: 10, agent.runner.save_interval: 1}
 evaluation: {kind: task, episodes_per_head: 8, num_checkpoints: 2, curve_episodes: 4}
 metrics: {success_best: success, length_mean: length, cost/env_steps: env steps}
 curves: {success_best: success}

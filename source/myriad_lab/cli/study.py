@@ -196,7 +196,8 @@ def _call(module_and_arguments: list[str], folder: Path, cores: list[int], log: 
         process = subprocess.Popen(
             [sys.executable, "-m", *module_and_arguments],
             cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": str(len(cores))},
+            # One thread of torch, as in `myriad train`: numbers must not depend on the cores. Physics uses them all.
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=stream,
             stderr=subprocess.STDOUT,
         )

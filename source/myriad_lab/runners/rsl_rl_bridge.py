@@ -147,8 +147,9 @@ class HeadModel(nn.Module):
         if not stochastic_output:
             return mean[0]
         std = log_std[0].clamp(min=self.min_log_std).exp().expand_as(mean[0])
-        self._distribution = Normal(mean[0], std, validate_args=False)
-        return self._distribution.sample()
+        distribution = Normal(mean[0], std, validate_args=False)
+        self._distribution = distribution
+        return distribution.sample()
 
     @property
     def distribution(self) -> Normal:
