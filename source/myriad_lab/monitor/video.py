@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-import logging
+import itertools
+import shutil
+import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,43 +22,62 @@ FADE = 0.35
 """Opacity of the trails."""
 
 
-def require_video() -> None:
-    """Find out before the work whether films can be written.
+def find_ffmpeg() -> str | None:
+    """Return the program that encodes films: the system's, else the one of imageio-ffmpeg; ``None`` without either."""
+    system = shutil.which("ffmpeg")
+    if system is not None or importlib.util.find_spec("imageio_ffmpeg") is None:
+        return system
+    import imageio_ffmpeg
+
+    return imageio_ffmpeg.get_ffmpeg_exe()
+
+
+def require_video() -> str:
+    """Return the program that encodes films, or find out before the work that there is none.
 
     Raises:
-        ConfigurationError: Naming what to install.
+        ConfigurationError: Saying what to install.
     """
-    missing = [name for name in ("imageio", "imageio_ffmpeg") if importlib.util.find_spec(name) is None]
-    if missing:
+    program = find_ffmpeg()
+    if program is None:
         raise ConfigurationError(
-            f"writing videos needs {', '.join(missing)}; install them with: pip install 'myriad-lab[viz]'"
+            "writing videos needs ffmpeg; install it, or bring it along with: pip install 'myriad-lab[viz]'"
         )
+    return program
 
 
 def write_mp4(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> Path:
     """Write frames, uint8 (height, width, 3), as an H.264 film; a partial film never gets the final name.
 
     Raises:
-        ConfigurationError: If the packages for films are missing, or there is no frame.
+        ConfigurationError: If there is no ffmpeg, no frame, or ffmpeg refuses; says why.
     """
-    require_video()
-    import imageio.v2 as imageio
-
-    path = Path(path)
+    program, path = require_video(), Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".tmp-{path.name}")
-    # The encoder repeats its warnings about sizes on stderr otherwise.
-    logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
-    count = 0
+    stream = iter(frames)
+    first = next(stream, None)
+    if first is None:
+        raise ConfigurationError(f"{path}: no frame to write")
+    size = f"{first.shape[1]}x{first.shape[0]}"
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", f"{fps:g}", "-i", "-"]
+    target = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "23", "-movflags", "+faststart", "-f", "mp4"]
+    command = [program, "-loglevel", "error", "-y", *source, *target, str(partial)]
     try:
-        with imageio.get_writer(
-            partial, format="FFMPEG", fps=fps, codec="libx264", quality=7, macro_block_size=BLOCK
-        ) as writer:  # pyright: ignore[reportGeneralTypeIssues]
-            for frame in frames:
-                writer.append_data(frame)
-                count += 1
-        if count == 0:
-            raise ConfigurationError(f"{path}: no frame to write")
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as encoder:
+            assert encoder.stdin is not None
+            assert encoder.stderr is not None
+            try:
+                with contextlib.suppress(BrokenPipeError):  # its own words come below
+                    for frame in itertools.chain((first,), stream):
+                        encoder.stdin.write(np.ascontiguousarray(frame).data)
+                    encoder.stdin.close()
+            except BaseException:
+                encoder.kill()
+                raise
+            told = encoder.stderr.read().decode(errors="replace").strip()
+        if encoder.returncode != 0:
+            raise ConfigurationError(f"{path}: ffmpeg failed with {told or encoder.returncode}")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -173,5 +173,5 @@ def _camera(extent: Sequence[float], ratio: float, fovy: float) -> Any:
     slope = np.tan(np.radians(fovy) / 2)
     # A corner is in view if |its offset across| <= slope (distance + its offset along), for both picture axes.
     needed = np.maximum(np.abs(corners[:, 0]) / (slope * ratio), np.abs(corners @ up) / slope) - corners @ forward
-    camera.distance = 1.04 * float(needed.max())
+    camera.distance = 1.07 * float(needed.max())
     return camera

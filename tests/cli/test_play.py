@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluation.films import read_film
+from export.test_example import make_bundle
+from myriad_lab.cli import play
+from myriad_lab.cli.main import main
+from myriad_lab.cli.play import MAX_ROBOTS, PlayCfg, record
+from myriad_lab.errors import ConfigurationError
+from myriad_lab.monitor.video import TopDownDrawing
+
+ANTS = "Myriad-AntMaze-Maze"
+
+
+@pytest.fixture
+def topdown(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Draw from above as if neither EGL nor OSMesa worked; returns the positions drawn."""
+    drawn: list[np.ndarray] = []
+    original = TopDownDrawing.draw
+
+    def draw(self: TopDownDrawing, positions: np.ndarray) -> np.ndarray:
+        drawn.append(positions)
+        return original(self, positions)
+
+    monkeypatch.setattr("myriad_lab.envs.mujoco.render.find_library", lambda: None)
+    monkeypatch.setattr(TopDownDrawing, "draw", draw)
+    return drawn
+
+
+def test_film_of_ants(tmp_path: Path, topdown: list[np.ndarray]) -> None:
+    bundle = make_bundle(tmp_path, ANTS, {})
+    path = record(bundle, PlayCfg(length=12, num_envs=4), out=tmp_path / "film.mp4")
+    frames, rate = read_film(path)
+    assert rate == 30
+    assert len(frames) == len(topdown) == 6, "60 control steps a second become 30 pictures"
+    assert frames.shape[1] % 16 == frames.shape[2] % 16 == 0
+    assert topdown[0].shape == (4, 15)
+    assert np.ptp(frames.astype(int), axis=0).max() > 50, "something moves"
+
+
+def test_zero_and_random_actors_differ(tmp_path: Path, topdown: list[np.ndarray]) -> None:
+    bundle = make_bundle(tmp_path, ANTS, {"start_noise": 0.0, "joint_noise": 0.0})
+    last = {}
+    for actor in ("zero", "random", "trained"):
+        record(bundle, PlayCfg(actor=actor, length=12), heads=[0], out=tmp_path / f"{actor}.mp4")
+        last[actor] = topdown[-1]
+    assert not np.allclose(last["zero"], last["random"])
+    assert not np.allclose(last["trained"], last["random"])
+    assert not np.allclose(last["trained"], last["zero"])
+    with pytest.raises(ConfigurationError, match="expected one of trained, zero, random"):
+        record(bundle, PlayCfg(actor="dance"), out=tmp_path / "film.mp4")
+
+
+def test_command_writes_beside_the_bundle(
+    tmp_path: Path, topdown: list[np.ndarray], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = make_bundle(tmp_path, ANTS, {})
+    assert main(["play", "--checkpoint", str(bundle.path), "--policy", "1", "--video_length", "4"]) == 0
+    film = bundle.path / "videos" / "head_1_trained_b.mp4"
+    assert str(film) in capsys.readouterr().out
+    assert len(read_film(film)[0]) == 2
+    assert topdown[-1].shape[0] == 1
+
+
+def test_too_many_heads_are_thinned_evenly(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path, ANTS, {})
+    shown = play._shown(bundle, range(1000))
+    assert len(shown) == len(set(shown)) == MAX_ROBOTS
+    assert (shown[0], shown[-1]) == (0, 999)
+    assert play._shown(bundle, None) == [0, 1]
+
+
+def test_viewer_needs_a_display(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    bundle = make_bundle(tmp_path, ANTS, {})
+    with pytest.raises(ConfigurationError, match="--viz needs a display"):
+        play.view(bundle)
