@@ -26,6 +26,8 @@ EXPLORERS = ("kmyriad", "pgpse")
 """Algorithms whose policies are shown with their noise, for that is how they explore."""
 MAX_ROBOTS = 32
 """Robots in one film; more than that hide one another."""
+MAX_LENGTH = 600
+"""Control steps of a film whose length nobody asked for, at most."""
 FPS = 30
 """Pictures per second of film, at most."""
 
@@ -36,8 +38,8 @@ class PlayCfg:
 
     actor: str = "trained"
     """``trained``, or as a comparison ``zero`` or ``random`` actions."""
-    length: int = 300
-    """Control steps."""
+    length: int | None = None
+    """Control steps; an episode, but at most ``MAX_LENGTH``, by default."""
     speed: float = 1.0
     """Film time over simulated time is 1 / speed."""
     num_envs: int | None = None
@@ -60,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_env_flags(parser)
     parser.add_argument("--actor", choices=ACTORS, default="trained", help="what acts (default: trained)")
     parser.add_argument("--video", action="store_true", help="write a film; the default where there is no --viz")
-    parser.add_argument("--video_length", type=positive_int, default=300, help="control steps (default: 300)")
+    parser.add_argument("--video_length", type=positive_int, help="control steps (default: an episode)")
     parser.add_argument("--speed", type=positive_float, default=1.0, help="times real time (default: 1)")
     parser.add_argument("--viz", action="store_true", help="open MuJoCo's viewer; needs a display")
     parser.add_argument("--out", type=Path, help="film (default: videos/ in the run folder)")
@@ -107,11 +109,12 @@ def record(
     env, policy = _open(bundle, cfg, heads, overrides)
     path = Path(out) if out is not None else _film(bundle, cfg, heads)
     try:
-        scene = _scene(env, len(heads), len(bundle.actor.head_parameters()[0]), heads)
+        scene = make_scene(env, heads, bundle.manifest.num_policies)
         try:
             stride = max(1, round(cfg.speed / (FPS * env.spec.control_period)))
             fps = min(60.0, cfg.speed / (env.spec.control_period * stride))
-            return write_mp4(path, _frames(env, policy, scene, cfg.length, stride), fps)
+            length = cfg.length or min(env.max_episode_length, MAX_LENGTH)
+            return write_mp4(path, _frames(env, policy, scene, length, stride), fps)
         finally:
             scene.close()
     finally:
@@ -186,13 +189,22 @@ def _open(
     return env, actor_policy(actor, groups, deterministic=not noisy, generator=generator)
 
 
-def _scene(env: VecEnv, num_heads: int, num_policies: int, heads: Sequence[int]) -> Any:
-    """Return what draws: MuJoCo's renderer, or the drawing from above."""
+def make_scene(env: VecEnv, heads: Sequence[int], num_policies: int) -> Any:
+    """Return what draws the robots of an env: MuJoCo's renderer, or the drawing from above.
+
+    Args:
+        env: Robots of head after head, as many for each.
+        heads: The heads, for their colours.
+        num_policies: Heads of the whole population.
+
+    Raises:
+        ConfigurationError: If the env is not one of Myriad Lab's own tasks.
+    """
     from myriad_lab.evaluation.plots import head_colors
     from myriad_lab.monitor.video import TopDownDrawing
 
     palette = head_colors(num_policies)
-    colors = [palette[head] for head in heads for _ in range(env.num_envs // num_heads)]
+    colors = [palette[head] for head in heads for _ in range(env.num_envs // len(heads))]
     task: Any = getattr(env, "task", None)
     if task is None:
         raise ConfigurationError(f"{env.spec.task} has no arena to draw; only Myriad Lab's own tasks can be shown")
