@@ -22,7 +22,8 @@ LAW: dict[str, set[str]] = {
     "portfolio": {"functional", "networks"},
     "evaluation": {"functional", "networks", "portfolio"},
     "export": {"functional", "networks", "portfolio"},
-    "runners": {*LEARNING_LEG, *SIMULATION_LEG, "portfolio", "distributed", "monitor"},
+    # a runner answers to RSL-RL's export_policy_to_jit and export_policy_to_onnx, hence "export", which knows no runner
+    "runners": {*LEARNING_LEG, *SIMULATION_LEG, "portfolio", "distributed", "monitor", "export"},
     "cli": FOLDERS,
 }
 
