@@ -4,14 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from evaluation.films import read_film
 from export.test_example import make_bundle
 from myriad_lab.cli import play
 from myriad_lab.cli.main import main
 from myriad_lab.cli.play import MAX_ROBOTS, PlayCfg, record
+from myriad_lab.cli.train import train
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.monitor.video import TopDownDrawing
+from myriad_lab.portfolio.run_folder import RunFolder
 
 ANTS = "Myriad-AntMaze-Maze"
 
@@ -66,12 +69,12 @@ def test_command_writes_beside_the_bundle(
     assert topdown[-1].shape[0] == 1
 
 
-def test_too_many_heads_are_thinned_evenly(tmp_path: Path) -> None:
-    bundle = make_bundle(tmp_path, ANTS, {})
-    shown = play._shown(bundle, range(1000))
+def test_too_many_heads_are_thinned_evenly() -> None:
+    shown = play.shown_heads(1000)
     assert len(shown) == len(set(shown)) == MAX_ROBOTS
     assert (shown[0], shown[-1]) == (0, 999)
-    assert play._shown(bundle, None) == [0, 1]
+    assert play.shown_heads(2) == [0, 1]
+    assert play.shown_heads(100, [7, 3]) == [7, 3]
 
 
 def test_viewer_needs_a_display(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,3 +83,16 @@ def test_viewer_needs_a_display(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     bundle = make_bundle(tmp_path, ANTS, {})
     with pytest.raises(ConfigurationError, match="--viz needs a display"):
         play.view(bundle)
+
+
+def test_films_do_not_change_the_training(tmp_path: Path) -> None:
+    flags = {"task": "Myriad-PointMaze-Empty", "num_envs": 8, "num_policies": 2, "max_iterations": 2, "logger": "none"}
+    small = ["env.episode_steps=12", "agent.k=3"]
+    weights, films = [], []
+    for name, video in (("with", True), ("without", False)):
+        extra = {"runs_root": str(tmp_path / name), "video": video, "video_interval": 2, "video_length": 4}
+        result = train({**flags, **extra}, small)
+        weights.append(torch.load(result.checkpoint / "weights.pt", weights_only=True))
+        films.append(sorted(path.name for path in RunFolder(result.folder).videos.glob("*")))
+    assert films == [["training_000002.mp4"], []]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])

@@ -101,24 +101,50 @@ def record(
     Raises:
         ConfigurationError: If packages for films are missing or the numbers do not fit.
     """
-    from myriad_lab.monitor.video import require_video, write_mp4
+    from myriad_lab.monitor.video import require_video
 
     require_video()
     cfg = cfg or PlayCfg()
-    heads = _shown(bundle, heads)
+    heads = shown_heads(bundle.manifest.num_policies, heads)
     env, policy = _open(bundle, cfg, heads, overrides)
-    path = Path(out) if out is not None else _film(bundle, cfg, heads)
+    path = Path(out) if out is not None else _film_path(bundle, cfg, heads)
     try:
-        scene = make_scene(env, heads, bundle.manifest.num_policies)
-        try:
-            stride = max(1, round(cfg.speed / (FPS * env.spec.control_period)))
-            fps = min(60.0, cfg.speed / (env.spec.control_period * stride))
-            length = cfg.length or min(env.max_episode_length, MAX_LENGTH)
-            return write_mp4(path, _frames(env, policy, scene, length, stride), fps)
-        finally:
-            scene.close()
+        return film(env, policy, path, heads, bundle.manifest.num_policies, length=cfg.length, speed=cfg.speed)
     finally:
         env.close()
+
+
+def film(
+    env: VecEnv,
+    policy: Callable[[Any], Any],
+    path: Path,
+    heads: Sequence[int],
+    num_policies: int,
+    *,
+    length: int | None = None,
+    speed: float = 1.0,
+) -> Path:
+    """Write a film of the robots of an env.
+
+    Args:
+        env: Robots of head after head, as many for each.
+        policy: Observations of all envs to actions.
+        path: File to write.
+        heads: The heads, for their colours.
+        num_policies: Heads of the whole population.
+        length: Control steps; an episode, but at most ``MAX_LENGTH``, by default.
+        speed: Simulated time over film time.
+    """
+    from myriad_lab.monitor.video import write_mp4
+
+    scene = make_scene(env, heads, num_policies)
+    try:
+        stride = max(1, round(speed / (FPS * env.spec.control_period)))
+        fps = min(60.0, speed / (env.spec.control_period * stride))
+        steps = length or min(env.max_episode_length, MAX_LENGTH)
+        return write_mp4(path, _frames(env, policy, scene, steps, stride), fps)
+    finally:
+        scene.close()
 
 
 def view(
@@ -156,13 +182,6 @@ def view(
         env.close()
 
 
-def _shown(bundle: Bundle, heads: Sequence[int] | None) -> list[int]:
-    heads = list(range(bundle.manifest.num_policies)) if heads is None else list(heads)
-    if len(heads) <= MAX_ROBOTS:
-        return heads
-    return [heads[round(i * (len(heads) - 1) / (MAX_ROBOTS - 1))] for i in range(MAX_ROBOTS)]
-
-
 def _open(
     bundle: Bundle, cfg: PlayCfg, heads: Sequence[int], overrides: Sequence[str]
 ) -> tuple[VecEnv, Callable[[Any], Any]]:
@@ -187,6 +206,14 @@ def _open(
     noisy = bundle.manifest.algorithm in EXPLORERS
     generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
     return env, actor_policy(actor, groups, deterministic=not noisy, generator=generator)
+
+
+def shown_heads(num_policies: int, heads: Sequence[int] | None = None) -> list[int]:
+    """Return the heads that a film shows: those asked for, evenly thinned to ``MAX_ROBOTS``."""
+    heads = list(range(num_policies)) if heads is None else list(heads)
+    if len(heads) <= MAX_ROBOTS:
+        return heads
+    return [heads[round(i * (len(heads) - 1) / (MAX_ROBOTS - 1))] for i in range(MAX_ROBOTS)]
 
 
 def make_scene(env: VecEnv, heads: Sequence[int], num_policies: int) -> Any:
@@ -250,7 +277,7 @@ def _positions(env: VecEnv) -> np.ndarray:
     return torch.cat((state.root_pos_w, state.root_quat_w, state.joint_pos), dim=1).double().cpu().numpy()
 
 
-def _film(bundle: Bundle, cfg: PlayCfg, heads: Sequence[int]) -> Path:
+def _film_path(bundle: Bundle, cfg: PlayCfg, heads: Sequence[int]) -> Path:
     run_folder = run_of(bundle)
     folder = run_folder.videos if run_folder is not None else bundle.path / "videos"
     which = "all_heads" if len(heads) > 1 else f"head_{heads[0]}"

@@ -187,4 +187,15 @@ def _budgets(plan: TrainPlan) -> list[Callback]:
 
 
 def _videos(plan: TrainPlan, folder: RunFolder) -> list[Callback]:
-    return []
+    if not plan.run.video:
+        return []
+    from myriad_lab.cli.training_films import TrainingFilms
+    from myriad_lab.tasks.registry import make_env
+
+    run = plan.run
+
+    def env_of_film(num_robots: int) -> Any:
+        size: dict[str, Any] = {"num_envs": num_robots, "device": run.device, "seed": run.seed, "final_obs": False}
+        return make_env(run.task, backend=run.backend, overrides=plan.env_values, **size)
+
+    return [TrainingFilms(env_of_film, folder.videos, run.algorithm, run.video_interval, run.video_length)]
