@@ -69,9 +69,9 @@ def test_a_run_leaves_a_folder_that_explains_itself() -> None:
 def test_flags_beat_presets_and_presets_beat_defaults() -> None:
     plan = make_plan({"num_envs": 64, "seed": 7}, ["experiment=pointmaze", "agent.actor.adapter_dim=16"])
     assert (plan.run.task, plan.run.algorithm, plan.run.seed) == (TASK, "kmyriad", 7)
-    assert (plan.run.num_envs, plan.run.num_policies) == (64, 32)
+    assert (plan.run.num_envs, plan.run.num_policies) == (64, 16)
     assert plan.agent_cfg.actor.adapter_dim == 16
-    assert plan.agent_cfg.actor.trunk == [128, 128]
+    assert plan.agent_cfg.actor.trunk == [64, 64]
     assert plan.agent_cfg.runner.save_interval == 25
     assert plan.env_values == {}
 

@@ -104,6 +104,8 @@ def _layers(flags: Mapping[str, Any], groups: Mapping[str, str], resume: Any) ->
     for group, name in names.items():
         if group in groups or name in list_presets(group):
             layers.append(_preset(group, name))
+    if asked.get("portfolio"):  # its heads say how many policies there are, unless somebody asks for another number
+        layers = [{**layer, "run": {**layer.get("run", {}), "num_policies": None}} for layer in layers]
     return [*layers, experiment, given]
 
 
