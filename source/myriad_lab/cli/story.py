@@ -40,8 +40,8 @@ class StoryCfg:
     """Reward-free pre-training of the population."""
     finetune: StageCfg = field(default_factory=StageCfg)
     """Finetuning of the whole portfolio for a far goal."""
-    ant: StageCfg | None = None
-    """Pre-training of a second robot, shown on video."""
+    ant: StageCfg = field(default_factory=StageCfg)
+    """Pre-training of a second robot, shown on video; none without a preset."""
     random_episodes: int = 1000
     """Episodes of random actions, none of which may meet the goal."""
     evaluation_episodes: int = 256
@@ -90,7 +90,7 @@ def story(cfg: StoryCfg, root: Path) -> list[str]:
     from myriad_lab.cli.story_state import StoryState
     from myriad_lab.cli.train import settle_torch
 
-    state = StoryState(root, [*STAGES, *(ANT_STAGES if cfg.ant is not None else ())])
+    state = StoryState(root, [*STAGES, *(ANT_STAGES if cfg.ant.preset else ())])
     settle_torch()
     pretrained = _train(state, "pretrain", "pre-train a portfolio of explorers, without reward", cfg.pretrain)
     explorers = _evaluate(state, "explorers", "measure what the portfolio covers", pretrained, cfg)
@@ -104,7 +104,7 @@ def story(cfg: StoryCfg, root: Path) -> list[str]:
     videos = _video(state, [pretrained, finetuned])
     pages = _report(state, [pretrained, finetuned], [explorers, specialists, videos])
     exported = _export(state, finetuned, specialists)
-    ant = _ant(state, cfg.ant) if cfg.ant is not None else None
+    ant = _ant(state, cfg.ant) if cfg.ant.preset else None
     return summary(state, pretrained, explorers, goal, finetuned, specialists, pages, videos, exported, ant)
 
 
