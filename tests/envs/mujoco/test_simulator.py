@@ -13,6 +13,7 @@ from myriad_lab.envs.robot_state import InitialState
 from myriad_lab.envs.rotations import quat_from_yaw, quat_rotate
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.tasks.locomotion.robots.robots import ANT, HUMANOID, QUADRUPED
+
 from .scenes import WALLED, make_simulator, random_actions, rows, run, standing
 
 ROBOTS = pytest.mark.parametrize("robot", [ANT, HUMANOID, QUADRUPED], ids=lambda robot: robot.name)
@@ -85,14 +86,14 @@ def test_world_frame_and_quaternion_order():
         simulator.reset(torch.tensor([0]), initial)
         torch.testing.assert_close(simulator.state().root_ang_vel_w, spin)
         # MuJoCo itself holds the spin in the body frame.
-        body_spin = torch.from_numpy(simulator._engine.motion[:, -11:-8]).float()
+        body_spin = torch.from_numpy(simulator.engine.motion[:, -11:-8]).float()
         torch.testing.assert_close(quat_rotate(quat, body_spin), spin)
     simulator.reset(torch.tensor([0]), replace(initial, root_quat_w=quarter_turn))
     leg = simulator.model.body("front_left_thigh").id
     import mujoco
 
     data = mujoco.MjData(simulator.model)
-    data.qpos[:] = simulator._engine.motion[0, : simulator.model.nq]
+    data.qpos[:] = simulator.engine.motion[0, : simulator.model.nq]
     mujoco.mj_kinematics(simulator.model, data)
     # A leg at (+x, +y) of the body stands at (-x, +y) of the world after a quarter turn to the left.
     np.testing.assert_allclose(data.xpos[leg] - data.qpos[:3], [-0.1768, 0.1768, 0.0], atol=1e-6)
@@ -146,7 +147,7 @@ def test_a_broken_robot_is_reported_and_stays_finite(kind, column, value, tmp_pa
     run(broken, actions[:3])
     run(healthy, actions[:3])
     before = rows(broken)
-    broken._engine.motion[2, column] = value
+    broken.engine.motion[2, column] = value
     diverged = broken.step(actions[3])
     healthy.step(actions[3])
     assert diverged.tolist() == [False, False, True, False]
@@ -174,7 +175,7 @@ def test_simulations_that_raise_are_reported(monkeypatch):
     def fail(nstep: int) -> None:
         raise SimulationError(np.array([0, 3]), "out of memory")
 
-    monkeypatch.setattr(simulator._engine._batch, "step", fail)
+    monkeypatch.setattr(simulator.engine._batch, "step", fail)
     assert simulator.step(torch.zeros(4, 8)).tolist() == [True, False, False, True]
 
 
@@ -201,7 +202,7 @@ def test_batch_is_refused_where_mujoco_lacks_it(monkeypatch):
     monkeypatch.setattr(engine_module, "HAS_BATCH", False)
     with pytest.raises(ConfigurationError, match=r"has no mujoco\.batch"):
         make_simulator(engine="batch")
-    assert type(make_simulator()._engine).__name__ == "RolloutEngine"
+    assert type(make_simulator().engine).__name__ == "RolloutEngine"
 
 
 def test_initial_states_may_differ_between_rows():

@@ -74,7 +74,8 @@ def make_engine(model: mujoco.MjModel, num_envs: int, num_threads: int, kind: st
         raise ConfigurationError(f"Unknown MuJoCo engine {kind!r}. {nearest(kind, ENGINES)}")
     if kind == "batch" and not HAS_BATCH:
         raise ConfigurationError(
-            f"MuJoCo {mujoco.__version__} has no mujoco.batch; use the engine 'rollout' or install mujoco 3.17 or newer."
+            f"MuJoCo {mujoco.__version__} has no mujoco.batch; use the engine 'rollout' or install mujoco 3.17 or newer"
+            " (pip install -U mujoco)."
         )
     if kind == "rollout" or not HAS_BATCH:
         from myriad_lab.envs.mujoco.engine_rollout import RolloutEngine

@@ -74,7 +74,8 @@ def add_arena(spec: mujoco.MjSpec, arena: Arena) -> None:
     world = spec.worldbody
     contact = {**_STATIC_CONTACT, "friction": _FRICTION}
     if arena.height_field is None:
-        world.add_geom(name="ground", type=mujoco.mjtGeom.mjGEOM_PLANE, size=(0, 0, 1), rgba=(0.8, 0.8, 0.8, 1), **contact)
+        plane = mujoco.mjtGeom.mjGEOM_PLANE
+        world.add_geom(name="ground", type=plane, size=(0, 0, 1), rgba=(0.8, 0.8, 0.8, 1), **contact)
     else:
         heights = np.asarray(arena.height_field.heights, dtype=np.float64)
         top = max(float(heights.max()), 1e-3)
@@ -126,7 +127,9 @@ def _add_actuators(spec: mujoco.MjSpec, robot: RobotCfg) -> None:
             actuator.set_to_motor()
         elif robot.action.kind == "position":
             if name not in gains:
-                raise ConfigurationError(f"Robot {robot.name!r}: position control of {name!r} needs stiffness and damping.")
+                raise ConfigurationError(
+                    f"Robot {robot.name!r}: position control of {name!r} needs stiffness and damping."
+                )
             stiffness, damping = gains[name]
             actuator.set_to_position(kp=stiffness, kv=damping)
         else:

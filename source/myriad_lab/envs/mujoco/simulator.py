@@ -15,7 +15,7 @@ from myriad_lab.envs.mujoco.engine import make_engine, resolve_num_threads
 from myriad_lab.envs.mujoco.model import build_model, contact_sensor_name, torque_sensor_name
 from myriad_lab.envs.robot import RobotCfg
 from myriad_lab.envs.robot_state import InitialState, RobotState
-from myriad_lab.envs.rotations import quat_rotate, quat_rotate_inverse
+from myriad_lab.envs.rotations import quat_rotate_inverse, rotation_matrix
 from myriad_lab.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -94,12 +94,12 @@ class MujocoSimulator:
         self.arena = arena
         self.model = build_model(robot, arena)
         self.num_threads = resolve_num_threads(num_threads)
-        self._engine = make_engine(self.model, num_envs, self.num_threads, engine)
+        self.engine = make_engine(self.model, num_envs, self.num_threads, engine)
         if torch.get_num_threads() != TORCH_THREADS:
             log.info("torch uses %d thread beside %d physics threads", TORCH_THREADS, self.num_threads)
             torch.set_num_threads(TORCH_THREADS)
-        self._motion = torch.from_numpy(self._engine.motion)
-        self._ctrl = torch.from_numpy(self._engine.ctrl)
+        self._motion = torch.from_numpy(self.engine.motion)
+        self._ctrl = torch.from_numpy(self.engine.ctrl)
         self._nq = self.model.nq
         self._scale = torch.tensor(robot.action.scale, device=self.device)
         self._offset = torch.tensor(robot.action.offset, device=self.device)
@@ -118,7 +118,7 @@ class MujocoSimulator:
     def step(self, actions: torch.Tensor) -> torch.Tensor:
         """Advance one control step; see ``Simulator.step``."""
         target = self._push_target(actions)
-        failed = self._engine.step(self.robot.decimation)
+        failed = self.engine.step(self.robot.decimation)
         self._current, self._other = self._other, self._current
         now = self._current
         self._read_motion(now)
@@ -132,7 +132,7 @@ class MujocoSimulator:
         head = (initial.root_pos_w, initial.root_quat_w, initial.joint_pos, initial.root_lin_vel_w)
         rows = torch.cat((*head, angular_b, initial.joint_vel), dim=-1)
         ids = env_ids.cpu()
-        self._engine.reset(ids.numpy())
+        self.engine.reset(ids.numpy())
         self._motion[ids] = rows.to("cpu", torch.float64)
         self._targets[:, env_ids] = self._offset
         rows[:, self._nq + 3 : self._nq + 6] = initial.root_ang_vel_w
@@ -149,7 +149,7 @@ class MujocoSimulator:
     def state_dict(self) -> dict[str, Any]:
         """Return the engine's rows and everything read from them."""
         return {
-            "engine": torch.from_numpy(self._engine.get_state()),
+            "engine": torch.from_numpy(self.engine.get_state()),
             "buffers": {name: tensor.clone() for name, tensor in self._current.owned.items()},
             "previous_actions": self._current.state.previous_actions.clone(),
             "targets": self._targets.clone(),
@@ -163,13 +163,13 @@ class MujocoSimulator:
             ConfigurationError: The snapshot is of another number of envs, robot or engine.
         """
         rows = state["engine"].cpu().numpy()
-        expected = self._engine.get_state().shape
+        expected = self.engine.get_state().shape
         if rows.shape != expected:
             raise ConfigurationError(
                 f"The simulator snapshot has shape {rows.shape}, this simulator needs {expected}: it was taken with "
                 "another num_envs, robot, arena or MuJoCo engine."
             )
-        self._engine.set_state(rows)
+        self.engine.set_state(rows)
         for name, tensor in self._current.owned.items():
             tensor.copy_(state["buffers"][name])
         self._current.state.previous_actions.copy_(state["previous_actions"])
@@ -178,11 +178,7 @@ class MujocoSimulator:
 
     def close(self) -> None:
         """Stop the physics threads."""
-        self._engine.close()
-
-    def physics_step(self) -> None:
-        """Advance the bare engine by one control step with the controls it has; for benchmarks."""
-        self._engine.step(self.robot.decimation)
+        self.engine.close()
 
     def _link_previous_actions(self) -> None:
         """Let each buffer's previous actions be the actions of the other."""
@@ -192,7 +188,7 @@ class MujocoSimulator:
     def _setup_sensors(self) -> None:
         """Find where contact forces and torques stand in the sensor row."""
         robot, model = self.robot, self.model
-        self._sensors = _read_only_tensor(self._engine.sensordata)
+        self._sensors = _read_only_tensor(self.engine.sensordata)
         contacts = [int(model.sensor(contact_sensor_name(body)).adr[0]) for body in robot.contact_bodies]
         self._num_contacts = len(contacts)
         self._contact_columns = slice(contacts[0], contacts[0] + 3 * len(contacts)) if contacts else None
@@ -218,7 +214,8 @@ class MujocoSimulator:
         """Copy the engine's rows; MuJoCo's base angular velocity is in the body frame, ours in the world."""
         buffers.motion.copy_(self._motion)
         state = buffers.state
-        state.root_ang_vel_w.copy_(quat_rotate(state.root_quat_w, state.root_ang_vel_w))
+        to_world = rotation_matrix(state.root_quat_w)
+        state.root_ang_vel_w.copy_(torch.bmm(to_world, state.root_ang_vel_w.unsqueeze(2)).squeeze(2))
 
     def _read_sensors(self, buffers: _Buffers, target: torch.Tensor) -> None:
         """Copy contact forces and torques of the last physics step."""
@@ -245,10 +242,9 @@ class MujocoSimulator:
         for name, tensor in now.owned.items():
             if name != "actions":
                 tensor[diverged] = before.owned[name][diverged]
-        self._engine.reset(diverged.nonzero().flatten().cpu().numpy())
+        self.engine.reset(diverged.nonzero().flatten().cpu().numpy())
         log.debug("%d of %d robots diverged", int(diverged.sum()), self.num_envs)
         return diverged
-
 
 
 def _read_only_tensor(array: np.ndarray) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from myriad_lab.envs.contract import TermSpec
 from myriad_lab.envs.robot import RobotCfg
 from myriad_lab.envs.robot_state import RobotState
-from myriad_lab.envs.rotations import quat_rotate_inverse, roll_of, yaw_of
+from myriad_lab.envs.rotations import rotation_matrix
 from myriad_lab.tasks.locomotion.base import FEATURES, LocomotionCfg, LocomotionTask
 
 
@@ -49,6 +49,12 @@ class RunTask(LocomotionTask):
     def __init__(self, cfg: RunTaskCfg, robot: RobotCfg) -> None:
         super().__init__(cfg, robot)
 
+    def bind(self, num_envs: int, device: torch.device | str) -> None:
+        """Put the constants on the device."""
+        super().bind(num_envs, device)
+        self._one = torch.ones(1, device=device)
+        self._projection = -2.0 * torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1]], dtype=torch.float32, device=device)
+
     def observation_terms(self) -> dict[str, tuple[TermSpec, ...]]:
         """Return the terms; ``policy`` and ``critic`` are the same."""
         joints = (len(self.robot.joint_names),)
@@ -69,21 +75,20 @@ class RunTask(LocomotionTask):
 
     def observe(self, state: RobotState) -> dict[str, dict[str, torch.Tensor]]:
         """Return the terms of ``policy`` and ``critic``."""
-        quat = state.root_quat_w
-        velocities_b = quat_rotate_inverse(
-            quat.unsqueeze(1), torch.stack((state.root_lin_vel_w, state.root_ang_vel_w), dim=1)
-        )
-        yaw = yaw_of(quat).unsqueeze(1)
-        up, heading = _projections(quat)
+        to_world = rotation_matrix(state.root_quat_w)
+        velocities_w = torch.stack((state.root_lin_vel_w, state.root_ang_vel_w), dim=1)
+        velocities_b = torch.bmm(velocities_w, to_world)
+        # Yaw from the first, roll from the last entries of the matrix, as for angles about z, y, x in this order.
+        angles = torch.atan2(to_world[:, (1, 2), (0, 1)], to_world[:, (0, 2), (0, 2)])
         terms = {
             "root_height": state.root_pos_w[:, 2:],
             "lin_vel_b": velocities_b[:, 0],
             "ang_vel_b": velocities_b[:, 1],
-            "yaw": yaw,
-            "roll": roll_of(quat).unsqueeze(1),
-            "angle_to_target": -yaw,
-            "up_projection": up.unsqueeze(1),
-            "heading_projection": heading.unsqueeze(1),
+            "yaw": angles[:, :1],
+            "roll": angles[:, 1:],
+            "angle_to_target": -angles[:, :1],
+            "up_projection": to_world[:, 2, 2:],
+            "heading_projection": to_world[:, 0, :1],
             "joint_pos": state.joint_pos - self._default_joint_pos,
             "joint_vel_scaled": state.joint_vel * self.cfg.joint_vel_scale,
             "actions": state.actions,
@@ -93,14 +98,15 @@ class RunTask(LocomotionTask):
     def reward(self, state: RobotState) -> dict[str, torch.Tensor]:
         """Return the weighted terms, each (num_envs,)."""
         cfg = self.cfg
-        up, heading = _projections(state.root_quat_w)
-        fallen = self.terminated(state).float()
+        # 1 - 2 (x^2 + y^2) and 1 - 2 (y^2 + z^2): how far the body's z axis points up and its x axis along the world's.
+        projections = torch.addmm(self._one, state.root_quat_w.square(), self._projection)
+        fallen = self.terminated(state)
         effort = (state.actions * state.joint_vel).abs().sum(1)
         return {
             "progress": cfg.progress_weight * state.root_lin_vel_w[:, 0],
-            "alive": cfg.alive_weight * (1.0 - fallen),
-            "up": cfg.up_weight * (up > cfg.up_threshold),
-            "heading": cfg.heading_weight * (heading / cfg.heading_threshold).clamp(max=1.0),
+            "alive": cfg.alive_weight * ~fallen,
+            "up": cfg.up_weight * (projections[:, 0] > cfg.up_threshold),
+            "heading": cfg.heading_weight * (projections[:, 1] / cfg.heading_threshold).clamp(max=1.0),
             "action": -cfg.action_cost * state.actions.square().sum(1),
             "energy": -cfg.energy_cost * cfg.joint_vel_scale * effort,
             "death": -cfg.death_cost * fallen,
@@ -109,10 +115,3 @@ class RunTask(LocomotionTask):
     def terminated(self, state: RobotState) -> torch.Tensor:
         """Return where the base is too low."""
         return state.root_pos_w[:, 2] < self.cfg.min_height
-
-
-def _projections(quat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the body's z axis along the world's z and the body's x axis along the world's x, each (num_envs,)."""
-    squares = quat.square()
-    y2 = squares[:, 2]
-    return 1.0 - 2.0 * (squares[:, 1] + y2), 1.0 - 2.0 * (y2 + squares[:, 3])

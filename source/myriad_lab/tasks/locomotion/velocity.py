@@ -10,7 +10,7 @@ import torch
 from myriad_lab.envs.contract import TermSpec
 from myriad_lab.envs.robot import RobotCfg
 from myriad_lab.envs.robot_state import RobotState
-from myriad_lab.envs.rotations import quat_rotate_inverse
+from myriad_lab.envs.rotations import rotation_matrix
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.tasks.locomotion.base import FEATURES, LocomotionCfg, LocomotionTask
 from myriad_lab.tasks.locomotion.robots.robots import QUADRUPED
@@ -72,8 +72,8 @@ class VelocityCfg(LocomotionCfg):
         low, high = self.command_low, self.command_high
         if len(low) != 3 or len(high) != 3 or any(a > b for a, b in zip(low, high, strict=True)):
             raise ConfigurationError(
-                f"command_low={list(low)} and command_high={list(high)} must be three bounds each (forward and leftward "
-                "velocity [m/s], yaw rate [rad/s]), low <= high."
+                f"command_low={list(low)} and command_high={list(high)} must be three bounds each, low <= high: forward "
+                "and leftward velocity [m/s], yaw rate [rad/s]."
             )
 
 
@@ -105,7 +105,6 @@ class VelocityTask(LocomotionTask):
         super().bind(num_envs, device)
         self._low = torch.tensor(self.cfg.command_low, device=device)
         self._span = torch.tensor(self.cfg.command_high, device=device) - self._low
-        self._down = torch.tensor([0.0, 0.0, -1.0], device=device)
         num_feet = len(self.robot.contact_bodies)
         self.command = torch.zeros(num_envs, 3, device=device)
         self._command_age = torch.zeros(num_envs, dtype=torch.long, device=device)
@@ -187,10 +186,10 @@ class VelocityTask(LocomotionTask):
 
     def _body_frame(self, state: RobotState) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return linear velocity, angular velocity and the direction of gravity in the body frame, each (n, 3)."""
-        down = self._down.expand_as(state.root_lin_vel_w)
-        vectors = torch.stack((state.root_lin_vel_w, state.root_ang_vel_w, down), dim=1)
-        rotated = quat_rotate_inverse(state.root_quat_w.unsqueeze(1), vectors)
-        return rotated[:, 0], rotated[:, 1], rotated[:, 2]
+        to_world = rotation_matrix(state.root_quat_w)
+        velocities_w = torch.stack((state.root_lin_vel_w, state.root_ang_vel_w), dim=1)
+        velocities_b = torch.bmm(velocities_w, to_world)
+        return velocities_b[:, 0], velocities_b[:, 1], -to_world[:, 2]
 
 
 _BUFFERS = ("command", "_command_age", "_air_time", "_landed_after")

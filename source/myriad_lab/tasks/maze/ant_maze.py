@@ -8,7 +8,7 @@ import torch
 
 from myriad_lab.envs.contract import TermSpec
 from myriad_lab.envs.robot_state import RobotState
-from myriad_lab.envs.rotations import quat_rotate_inverse, yaw_of
+from myriad_lab.envs.rotations import rotation_matrix
 from myriad_lab.tasks.locomotion.robots.robots import ANT
 from myriad_lab.tasks.maze.maze_task import MazeTask, MazeTaskCfg
 from myriad_lab.tasks.registry import TaskEntry, register
@@ -52,24 +52,18 @@ class AntMazeTask(MazeTask):
             TermSpec("actions", (len(self.robot.action.names),), description="last output of the policy"),
         )
 
-    def bind(self, num_envs: int, device: torch.device | str) -> None:
-        """Put the constants on the device."""
-        super().bind(num_envs, device)
-        self._down = torch.tensor([0.0, 0.0, -1.0], device=device)
-
     def robot_observation(self, state: RobotState) -> dict[str, torch.Tensor]:
         """Return the terms of ``robot_terms``; the default pose of the ant is all zeros."""
-        quat = state.root_quat_w
-        down = self._down.expand_as(state.root_lin_vel_w)
-        vectors = torch.stack((down, state.root_lin_vel_w, state.root_ang_vel_w), dim=1)
-        rotated = quat_rotate_inverse(quat.unsqueeze(1), vectors)
-        yaw = yaw_of(quat)
+        to_world = rotation_matrix(state.root_quat_w)
+        velocities_w = torch.stack((state.root_lin_vel_w, state.root_ang_vel_w), dim=1)
+        velocities_b = torch.bmm(velocities_w, to_world)
         return {
             "root_height": state.root_pos_w[:, 2:],
-            "heading": torch.stack((yaw.cos(), yaw.sin()), dim=1),
-            "projected_gravity": rotated[:, 0],
-            "lin_vel_b": rotated[:, 1],
-            "ang_vel_b": rotated[:, 2],
+            # The body's x axis seen from above; its length tells the pitch.
+            "heading": to_world[:, :2, 0],
+            "projected_gravity": -to_world[:, 2],
+            "lin_vel_b": velocities_b[:, 0],
+            "ang_vel_b": velocities_b[:, 1],
             "joint_pos": state.joint_pos,
             "joint_vel_scaled": state.joint_vel * self.cfg.joint_vel_scale,
             "actions": state.actions,

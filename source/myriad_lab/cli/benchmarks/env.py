@@ -1,0 +1,123 @@
+"""The full env loop against the bare physics of the same states."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from myriad_lab.cli.benchmarks.line import BenchmarkLine
+from myriad_lab.tasks.registry import make_env
+
+MUJOCO_TASKS = {
+    "Myriad-Ant": 0.8,
+    "Myriad-AntMaze-Maze": 0.8,
+    "Myriad-Humanoid": 0.7,
+    "Myriad-Velocity-Quadruped": 0.8,
+}
+"""Task and the share of the bare physics rate that it should reach."""
+TORCH_TASK = "Myriad-PointMaze-Maze"
+
+
+def run(device: str, quick: bool) -> list[BenchmarkLine]:
+    """Time steps of the env (observations, rewards, ends, partial resets) and the physics in them.
+
+    Each env step is paired with a bare step of the same engine from the same state with the same controls, in turns, so
+    that both see the same load of the machine and the same contacts. Controls are random, episodes out of phase.
+
+    Args:
+        device: Where the env's tensors live; MuJoCo's physics runs on the CPU.
+        quick: Small batches, few repetitions.
+    """
+    sizes = [256] if quick else [256, 1024, 4096]
+    lines = [
+        time_mujoco(task, num_envs, target, device, _steps(num_envs, quick))
+        for task, target in MUJOCO_TASKS.items()
+        for num_envs in sizes
+    ]
+    sizes = [1024] if quick else [1024, 4096, 16_384, 65_536]
+    return lines + [time_torch(num_envs, device, 20 if quick else 200) for num_envs in sizes]
+
+
+def time_mujoco(task: str, num_envs: int, target: float, device: str, steps: int) -> BenchmarkLine:
+    """Return the line of one MuJoCo task at one batch size; ``steps`` pairs are timed after as many to warm up."""
+    env = _desynchronised_env(task, num_envs, device)
+    simulator = env.simulator
+    engine, decimation = simulator.engine, simulator.robot.decimation
+    action = simulator.robot.action
+    scale, offset = np.asarray(action.scale), np.asarray(action.offset)
+    generator = torch.Generator().manual_seed(0)
+    env_times, bare_times = [], []
+    for step in range(2 * steps):
+        actions = 2.0 * torch.rand(num_envs, env.num_actions, generator=generator) - 1.0
+        controls = offset + scale * actions.numpy()
+        actions = actions.to(device)
+        state = after = engine.get_state()
+        # The second of a pair finds warm caches, so they take turns at being first.
+        for bare in (True, False) if step % 2 else (False, True):
+            engine.set_state(state)
+            start = time.perf_counter()
+            if bare:
+                engine.ctrl[:] = controls
+                engine.step(decimation)
+                bare_times.append(time.perf_counter() - start)
+            else:
+                env.step(actions)
+                env_times.append(time.perf_counter() - start)
+                after = engine.get_state()
+        engine.set_state(after)
+    env.close()
+    return _line(task, num_envs, env_times[steps:], bare_times[steps:], "bare mujoco", f"target {target}")
+
+
+def time_torch(num_envs: int, device: str, steps: int) -> BenchmarkLine:
+    """Return the line of the point maze at one batch size, beside its simulator alone."""
+    env = _desynchronised_env(TORCH_TASK, num_envs, device)
+    generator = torch.Generator(device).manual_seed(0)
+    env_times, bare_times = [], []
+    for _ in range(2 * steps):
+        actions = 2.0 * torch.rand(num_envs, env.num_actions, generator=generator, device=device) - 1.0
+        for times, step in ((env_times, env.step), (bare_times, env.simulator.step)):
+            _wait(device)
+            start = time.perf_counter()
+            step(actions)
+            _wait(device)
+            times.append(time.perf_counter() - start)
+    env.close()
+    return _line(TORCH_TASK, num_envs, env_times[steps:], bare_times[steps:], "simulator alone", "")
+
+
+def _line(
+    task: str, num_envs: int, env_times: list[float], bare_times: list[float], peer: str, target: str
+) -> BenchmarkLine:
+    env_s, bare_s = float(np.median(env_times)), float(np.median(bare_times))
+    rates = f"{num_envs / env_s:,.0f} env-steps/s, bare {num_envs / bare_s:,.0f}"
+    return BenchmarkLine(
+        name=f"env step, {task}",
+        size=f"{num_envs} envs",
+        measured_s=env_s,
+        p95_s=float(np.quantile(env_times, 0.95)),
+        reference_s=bare_s,
+        peer=peer,
+        note=f"{rates}; {target}" if target else rates,
+    )
+
+
+def _desynchronised_env(task: str, num_envs: int, device: str) -> Any:
+    """Return an env whose episodes are at random ages, so that a few end at every step, as in a long run."""
+    env = make_env(task, num_envs=num_envs, device=device, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    ages = torch.randint(env.max_episode_length, (num_envs,), generator=generator)
+    env.episode_length_buf = ages.to(device)
+    return env
+
+
+def _steps(num_envs: int, quick: bool) -> int:
+    return 10 if quick else max(50, 100_000 // num_envs)
+
+
+def _wait(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
