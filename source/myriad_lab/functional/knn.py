@@ -61,18 +61,17 @@ def knn(
             neighbour has an infinite distance.
     """
     _check_shapes(queries, references, k, exclude, query_groups, reference_groups)
-    groups = exclude == "group"
+    if exclude != "group":
+        query_groups = reference_groups = None
     if queries.device.type == "cpu":
         _check_values(queries, references)
-        if groups:
-            assert query_groups is not None
-            assert reference_groups is not None
+        if query_groups is not None and reference_groups is not None:
             _check_group_sizes(query_groups, reference_groups, k)
         if _use_tree(method, *references.shape):
             return _tree(queries, references, k, query_groups, reference_groups, exclude)
-    exclusion = Exclusion(
-        exclude == "self", *(_batched(ids) if groups else None for ids in (query_groups, reference_groups))
-    )
+    exclusion = Exclusion(own_row=exclude == "self")
+    if query_groups is not None and reference_groups is not None:
+        exclusion = Exclusion.by_group(query_groups, reference_groups, queries.dtype)
     found = dense_search(queries[None], references[None], k, exclusion, chunk)
     distances, indices = found.distances[0], found.indices[0]
     if queries.device.type != "cpu":
@@ -166,10 +165,6 @@ def _tree_within(points: torch.Tensor, k: int, rows: torch.Tensor | None = None)
     distances, indices = tree_search_self(joined, k, None if rows is None else rows.numpy())
     near, who = torch.from_numpy(distances).to(points.dtype), torch.from_numpy(indices) % num_points
     return (near, who) if rows is not None else (near.view(batch, -1, k), who.view(batch, -1, k))
-
-
-def _batched(groups: torch.Tensor | None) -> torch.Tensor | None:
-    return None if groups is None else groups[None]
 
 
 def _poison(*tensors: torch.Tensor) -> torch.Tensor:
