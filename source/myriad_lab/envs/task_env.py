@@ -8,6 +8,7 @@ import torch
 from tensordict import TensorDict
 
 from myriad_lab.envs.contract import EnvSpec, TermSpec, VecEnv
+from myriad_lab.envs.robot_state import RobotState
 from myriad_lab.envs.simulator import Simulator
 from myriad_lab.envs.task import Task
 from myriad_lab.errors import ConfigurationError
@@ -58,9 +59,10 @@ class TaskEnv(VecEnv):
         self._generator = torch.Generator(device=self.device)
         self._generator.manual_seed(seed)
         task.bind(self.num_envs, self.device)
+        self._reward_sums = torch.zeros(0, self.num_envs, device=self.device)
         self._reset_rows(self._all_ids)
-        reward_names = list(task.reward(simulator.state()))
-        self._reward_sums = {name: torch.zeros(self.num_envs, device=self.device) for name in reward_names}
+        self._reward_names = list(task.reward(simulator.state()))
+        self._reward_sums = torch.zeros(len(self._reward_names), self.num_envs, device=self.device)
         self._check_terms()
         self._obs = self._observe()
         self._check_finite()
@@ -97,12 +99,9 @@ class TaskEnv(VecEnv):
         state = self.simulator.state()
         self.task.on_step(state, self._generator)
         obs = self._observe()
-        terms = self.task.reward(state)
-        diverged, terms = self._without_diverged(obs, terms, diverged)
-        rewards = torch.zeros(self.num_envs, device=self.device)
-        for name, value in terms.items():
-            rewards += value
-            self._reward_sums[name] += value
+        diverged, terms = self._without_diverged(obs, self._reward_terms(state), diverged)
+        rewards = terms.sum(0)
+        self._reward_sums += terms
         terminated = self.task.terminated(state) & ~diverged
         time_outs = ((self.episode_length_buf >= self.max_episode_length) | diverged) & ~terminated
         reached = self.task.success(state)
@@ -133,7 +132,7 @@ class TaskEnv(VecEnv):
             "task": self.task.state_dict(),
             "episode_length_buf": self.episode_length_buf.clone(),
             "success_buf": self._success_buf.clone(),
-            "reward_sums": {name: value.clone() for name, value in self._reward_sums.items()},
+            "reward_sums": self._reward_sums.clone(),
             "obs": {name: self._obs[name].clone() for name in self.spec.observations},
             "generator": self._generator.get_state(),
         }
@@ -151,7 +150,7 @@ class TaskEnv(VecEnv):
         self.task.load_state_dict(state["task"])
         self.episode_length_buf = lengths.to(self.device, copy=True)
         self._success_buf = state["success_buf"].to(self.device, copy=True)
-        self._reward_sums = {name: value.to(self.device, copy=True) for name, value in state["reward_sums"].items()}
+        self._reward_sums = state["reward_sums"].to(self.device, copy=True)
         self._obs = self._pack({name: value.to(self.device, copy=True) for name, value in state["obs"].items()})
         self._generator.set_state(state["generator"].cpu())
 
@@ -170,21 +169,29 @@ class TaskEnv(VecEnv):
                 raise ValueError(f"NaN in the actions of envs {rows[:8]}{more}: the policy broke before this step.")
         return actions.detach().to(self.device, torch.float32).clamp(-1.0, 1.0)
 
+    def _reward_terms(self, state: RobotState) -> torch.Tensor:
+        """Return the reward terms of this step, shape (num_terms, num_envs)."""
+        terms = list(self.task.reward(state).values())
+        return torch.stack(terms) if terms else torch.zeros_like(self._reward_sums)
+
     def _without_diverged(
-        self, obs: TensorDict, terms: dict[str, torch.Tensor], diverged: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        self, obs: TensorDict, terms: torch.Tensor, diverged: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Add rows with a non-finite observation or reward to ``diverged``; return it and the rewards, 0 there."""
-        values = [obs[group] for group in self.spec.observations] + list(terms.values())
+        # Groups made of the same terms are one tensor.
+        values = list({id(value): value for value in map(obs.get, self.spec.observations)}.values())
         # A sum is not finite where any summand is not; one number tells that nothing broke, as almost always.
-        total = torch.stack([value.sum() for value in values]).sum()
+        total = torch.stack([value.sum() for value in (*values, terms)]).sum()
         if bool(torch.isfinite(total)) and not bool(diverged.any()):
             return diverged, terms
-        finite = torch.stack([torch.isfinite(value.reshape(self.num_envs, -1)).all(1) for value in values]).all(0)
+        finite = torch.stack([torch.isfinite(value).all(1) for value in (*values, terms.T)]).all(0)
         diverged = diverged | ~finite
-        return diverged, {name: value.masked_fill(diverged, 0.0) for name, value in terms.items()}
+        return diverged, terms.masked_fill(diverged, 0.0)
 
     def _final_obs(self, obs: TensorDict, diverged: torch.Tensor) -> TensorDict:
         """Return the last observations; on diverged rows those of the step before, the last that made sense."""
+        if not bool(diverged.any()):
+            return obs
         groups = {
             name: torch.where(diverged.unsqueeze(1), self._obs[name], obs[name]) for name in self.spec.observations
         }
@@ -194,7 +201,8 @@ class TaskEnv(VecEnv):
         self, rows: torch.Tensor, terminated: torch.Tensor, time_outs: torch.Tensor, diverged: torch.Tensor, goal: bool
     ) -> dict[str, torch.Tensor]:
         """Return the scalars of the episodes that end now: mean sums of the reward terms, counts of the ends."""
-        log = {f"Episode_Reward/{name}": value[rows].mean() for name, value in self._reward_sums.items()}
+        means = self._reward_sums[:, rows].mean(1).unbind()
+        log = {f"Episode_Reward/{name}": value for name, value in zip(self._reward_names, means, strict=True)}
         log["Episode_Termination/terminated"] = terminated.sum().float()
         log["Episode_Termination/time_out"] = (time_outs & ~diverged).sum().float()
         log["Episode_Termination/diverged"] = diverged.sum().float()
@@ -208,8 +216,7 @@ class TaskEnv(VecEnv):
         self.task.on_reset(rows, self._generator)
         self.episode_length_buf[rows] = 0
         self._success_buf[rows] = False
-        for value in getattr(self, "_reward_sums", {}).values():
-            value[rows] = 0.0
+        self._reward_sums[:, rows] = 0.0
 
     def _observe(self) -> TensorDict:
         state = self.simulator.state()
