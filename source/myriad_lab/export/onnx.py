@@ -58,7 +58,8 @@ def export_onnx(policy: nn.Module, path: str | Path, num_obs: int, indexed: bool
     import onnx
 
     inputs = example_inputs(num_obs, indexed)
-    batch = torch.export.Dim("batch")
+    # Without a bound, torch 2.7 asks whether the batch could be the "to the end" of a slice.
+    batch = torch.export.Dim("batch", max=2**31 - 1)
     with _quiet_exporter():
         program = torch.onnx.export(
             policy.cpu().eval(),
