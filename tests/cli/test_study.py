@@ -363,7 +363,7 @@ def test_whole_chain_of_a_finetuning_study(tmp_path: Path, in_process: Callable[
     (row,) = summary["rows"]
     assert 0.0 <= row["metrics"]["success_best"]["mean"] <= 1.0
     ppo = next(r for r in summary["results"] if r["variant"] == "ppo")
-    assert [point["env_steps"] for point in ppo["curve"]] == [80, 160]
+    assert [point["env_steps"] for point in ppo["curve"]] == [0, 80, 160]
     assert ppo["pretrain"]["env_steps"] == 160
     assert ppo["metrics"]["best_head"] == 0
     assert (tmp_path / "out" / "success_best_wall_time_with_pretraining.png").is_file()

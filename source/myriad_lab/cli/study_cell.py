@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,11 +109,20 @@ def solve(bundle: Bundle, cfg: EvaluationCfg, episodes: int) -> dict[str, float]
 
 
 def checkpoint_curve(run: RunFolder, cfg: EvaluationCfg) -> list[dict[str, float]]:
-    """Return env steps, seconds and the metrics of ``solve`` at evenly spaced checkpoints, the last one included."""
+    """Return env steps, seconds and the metrics of ``solve`` at evenly spaced checkpoints, the last one included.
+
+    A run from a portfolio begins with what the heads do before any finetuning, at 0 env steps.
+    """
     paths = run.list_checkpoints()
     count = min(cfg.num_checkpoints, len(paths))
     chosen = [paths[round((i + 1) * len(paths) / count) - 1] for i in range(count)]
     curve = []
+    last = Manifest.load(paths[-1])
+    if last.parent is not None:
+        parent = load_bundle(last.parent)
+        # The portfolio's heads in the env of this run.
+        start = Bundle(parent.path, replace(last, num_policies=parent.manifest.num_policies), parent.actor)
+        curve.append({"env_steps": 0.0, "wall_time": 0.0} | solve(start, cfg, cfg.curve_episodes))
     for path in chosen:
         manifest = Manifest.load(path)
         point = {"env_steps": float(manifest.env_steps), "wall_time": manifest.wall_time}

@@ -78,7 +78,9 @@ def _figure(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    cases = list(study.cases)
+    cases = [case for case in study.cases if any(r["case"] == case for r in results)]
+    if not cases:
+        return False
     figure = Figure(figsize=(1.0 + 5.0 * len(cases), 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(cases), squeeze=False, sharey=True)[0]
@@ -92,7 +94,16 @@ def _figure(
                 continue
             grid, mean, low, high = band
             colour = COLOURS[number % len(COLOURS)]
-            panel.plot(grid, mean, color=colour, label=f"{variant.label or name} ({len(cells)})", linewidth=1.6)
+            panel.plot(
+                grid,
+                mean,
+                color=colour,
+                label=f"{variant.label or name} ({len(cells)})",
+                linewidth=1.6,
+                marker="o",
+                markevery=[0, -1],
+                markersize=3,
+            )
             panel.fill_between(grid, low, high, color=colour, alpha=0.2, linewidth=0)
             drawn = True
         panel.set_title(study.cases[case].label or case or study.title, fontsize=10)

@@ -86,6 +86,8 @@ def to_markdown(
     ]
     for case in study.cases:
         rows = [row for row in summary["rows"] if row["case"] == case]
+        if not any(row["seeds"] or row["failed"] for row in rows):
+            continue
         if case:
             lines += [f"## {study.cases[case].label or case}", ""]
         lines += _table(study, rows, "metrics", list(study.metrics.values()))
