@@ -78,8 +78,9 @@ class RunTask(LocomotionTask):
         to_world = rotation_matrix(state.root_quat_w)
         velocities_w = torch.stack((state.root_lin_vel_w, state.root_ang_vel_w), dim=1)
         velocities_b = torch.bmm(velocities_w, to_world)
-        # Yaw from the first, roll from the last entries of the matrix, as for angles about z, y, x in this order.
-        angles = torch.atan2(to_world[:, (1, 2), (0, 1)], to_world[:, (0, 2), (0, 2)])
+        # Yaw and roll for angles about z, y, x in this order: entries (1, 0) and (2, 1) over (0, 0) and (2, 2).
+        entries = to_world.view(-1, 9)
+        angles = torch.atan2(entries[:, 3:8:4], entries[:, ::8])
         terms = {
             "root_height": state.root_pos_w[:, 2:],
             "lin_vel_b": velocities_b[:, 0],
