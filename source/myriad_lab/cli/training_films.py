@@ -45,19 +45,20 @@ class TrainingFilms(Callback):
 
     def on_iteration(self, runner: Any, metrics: dict[str, float]) -> None:
         """Write a film if it is time for one."""
-        if runner.iteration % self._interval == 0:
+        done = runner.iteration + 1  # the runner counts an iteration once its callbacks are through
+        if done % self._interval == 0:
             # Copying the actor draws initial weights, which are overwritten, from the global generator.
             with torch.random.fork_rng():
-                self._write(runner)
+                self._write(runner, done)
 
-    def _write(self, runner: Any) -> None:
+    def _write(self, runner: Any, done: int) -> None:
         heads = shown_heads(runner.actor.num_policies)
         actor = runner.actor.select(heads).eval()
         env = self._make_env(len(heads))
         try:
-            generator = torch.Generator(env.device).manual_seed(runner.iteration)
+            generator = torch.Generator(env.device).manual_seed(done)
             policy = actor_policy(actor.to(env.device), deterministic=not self._noisy, generator=generator)
-            path = self._folder / f"training_{runner.iteration:06d}.mp4"
+            path = self._folder / f"training_{done:06d}.mp4"
             film(env, policy, path, heads, runner.actor.num_policies, length=self._length)
         finally:
             env.close()

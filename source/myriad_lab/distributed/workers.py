@@ -7,7 +7,7 @@ import multiprocessing
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -90,18 +90,20 @@ class WorkerGroup:
             if not process.is_alive():
                 raise WorkerDied(self._obituary(name))
 
-    def ask(self, question: str) -> dict[str, Any]:
-        """Put a question to every worker and return their answers.
+    def ask(self, question: str, names: Sequence[str]) -> dict[str, Any]:
+        """Put a question to the named workers, one after the other, and return their answers.
 
         Raises:
             WorkerDied: If one dies instead of answering.
         """
-        for name, connection in self._connections.items():
+        answers = {}
+        for name in names:
             try:
-                connection.send(question)
+                self._connections[name].send(question)
             except OSError as error:
                 raise WorkerDied(self._obituary(name)) from error
-        return {name: self._receive(name) for name in self._connections}
+            answers[name] = self._receive(name)
+        return answers
 
     def stop(self) -> None:
         """End all workers, by force where they do not react."""

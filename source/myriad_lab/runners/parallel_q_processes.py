@@ -136,7 +136,9 @@ class ParallelLearners:
 
     def pull(self) -> None:
         """Bring networks, optimisers and counters of the learners into the collector's algorithm."""
-        states = {name: torch.load(io.BytesIO(raw)) for name, raw in self.workers.ask("state").items()}
+        # Both go on learning meanwhile: asked in this order, no policy update is without the critic updates it needs.
+        answers = self.workers.ask("state", (POLICY_LEARNER, VALUE_LEARNER))
+        states = {name: torch.load(io.BytesIO(raw)) for name, raw in answers.items()}
         algorithm, value, policy = self.algorithm, states[VALUE_LEARNER], states[POLICY_LEARNER]
         algorithm.critic.load_state_dict(value["critic"])
         algorithm.target_critic.load_state_dict(value["target_critic"])

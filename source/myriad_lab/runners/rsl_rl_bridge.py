@@ -54,6 +54,7 @@ class RslEnvView(RslVecEnv):
 
     @episode_length_buf.setter
     def episode_length_buf(self, value: torch.Tensor) -> None:
+        """Set them, as RSL-RL does to spread the ends of the first episodes."""
         self.env.episode_length_buf.copy_(value)
 
     def get_observations(self) -> TensorDict:

@@ -72,8 +72,8 @@ class VelocityCfg(LocomotionCfg):
         low, high = self.command_low, self.command_high
         if len(low) != 3 or len(high) != 3 or any(a > b for a, b in zip(low, high, strict=True)):
             raise ConfigurationError(
-                f"command_low={list(low)} and command_high={list(high)} must be three bounds each, low <= high: forward "
-                "and leftward velocity [m/s], yaw rate [rad/s]."
+                f"command_low={list(low)} and command_high={list(high)} must be three bounds each, low <= high: "
+                "forward and leftward velocity [m/s], yaw rate [rad/s]."
             )
 
 
