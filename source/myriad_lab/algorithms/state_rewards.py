@@ -9,7 +9,16 @@ from typing import Any, NamedTuple
 import torch
 
 from myriad_lab.errors import ConfigurationError, nearest
-from myriad_lab.functional.entropy import REWARD_KINDS, EntropyEstimate, particle_rewards, population_statistics
+from myriad_lab.functional.entropy import (
+    REWARD_KINDS,
+    EntropyEstimate,
+    entropy,
+    knn_entropy,
+    log_ball_volume,
+    particle_rewards,
+    population_statistics,
+)
+from myriad_lab.functional.knn import knn
 from myriad_lab.functional.masked import masked_mean, masked_std, park_invalid, standardize
 from myriad_lab.storage.particles import ParticleBuffer
 
@@ -63,8 +72,8 @@ class _Pool(NamedTuple):
     """Particles that have one, bool (n,)."""
     current: torch.Tensor
     """Particles of this rollout for the statistics, by policy, (num_policies, rows, num_features)."""
-    entropy: dict[str, torch.Tensor]
-    """Entropy of this rollout's particles, where the rewards tell it for nothing."""
+    entropy: torch.Tensor
+    """Entropy of this rollout's particles [nat], in scaled units, a scalar."""
 
 
 class StateRewards:
@@ -142,10 +151,12 @@ class StateRewards:
             centred = torch.where(pool.rewarded, pool.rewards - masked_mean(pool.rewards, pool.rewarded), 0.0)
         rewards = torch.zeros(valid.shape, device=features.device)
         self.particles(rewards).copy_(centred.view(valid.shape[1], -1))
-        metrics = {"Population/reward_std": masked_std(pool.rewards, pool.rewarded)}
+        metrics = {
+            "Population/entropy_pool": pool.entropy + self._log_unit,
+            "Population/reward_std": masked_std(pool.rewards, pool.rewarded),
+        }
         if self._calls % self.cfg.statistics_interval == 0 and self.cfg.k < pool.current.shape[1]:
             metrics |= self._statistics(pool.current)
-        metrics |= pool.entropy
         self._calls += 1
         return rewards, pool.rewarded.sum().clamp_min(1), metrics
 
@@ -178,12 +189,14 @@ class StateRewards:
         """Reward every particle of this rollout against all the others."""
         points = park_invalid(points, mask)
         found = self._estimate(points, self._trajectory_ids)
-        entropy = {}
-        if not self.cfg.exclude_own_trajectory:
-            others = (mask.sum() - 1).clamp_min(1)
-            value = masked_mean(found.log_volumes, mask) + others.log() - torch.digamma(others.new_tensor(self.cfg.k))
-            entropy["Population/entropy_pool"] = value + self._log_unit
-        return _Pool(found.rewards, mask, points.view(self.num_policies, self.per_policy, -1), entropy)
+        # The entropy is measured in the same way whatever the rewards are, so that runs can be compared.
+        volumes = found.log_volumes
+        if self.cfg.exclude_own_trajectory:
+            radii = knn(points, points, self.cfg.k, exclude="self")[0][:, -1]
+            volumes = log_ball_volume(radii, self.num_features, self.cfg.min_radius)
+        volumes = torch.where(mask, volumes, masked_mean(volumes, mask))
+        measured = knn_entropy(volumes, (mask.sum() - 1).clamp_min(1), self.cfg.k)
+        return _Pool(found.rewards, mask, points.view(self.num_policies, self.per_policy, -1), measured)
 
     def _reward_drawn(self, points: torch.Tensor, mask: torch.Tensor) -> _Pool:
         """Reward a part of the particles against a pool that may reach into the past."""
@@ -201,7 +214,8 @@ class StateRewards:
         rewarded = torch.zeros(len(points) + 1, dtype=torch.bool, device=points.device)
         rewarded = rewarded.index_fill_(0, slots, True)[:-1]
         current, _ = buffer.sample(min(self.per_policy, self.drawn_per_policy), self._generator, window=1)
-        return _Pool(rewards, rewarded, current, {})
+        measured = entropy(current.flatten(0, 1), self.cfg.k, min_radius=self.cfg.min_radius)
+        return _Pool(rewards, rewarded, current, measured)
 
     def _estimate(self, points: torch.Tensor, trajectory_ids: torch.Tensor) -> EntropyEstimate:
         cfg = self.cfg
@@ -215,12 +229,11 @@ class StateRewards:
         )
 
     def _statistics(self, current: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Measure pool and heads; the few parked points of diverged envs are part of them."""
+        """Measure the heads; the few parked points of diverged envs are part of them."""
         found = population_statistics(current, self.cfg.k, min_radius=self.cfg.min_radius)
         heads = found["entropy_heads"] + self._log_unit
         self.head_statistics = {"entropy": heads, "kl_to_others": found["kl_heads"]}
         return {
-            "Population/entropy_pool": found["entropy_pool"] + self._log_unit,
             "Population/entropy_heads_mean": heads.mean(),
             "Population/entropy_heads_min": heads.min(),
             "Population/entropy_heads_max": heads.max(),
