@@ -150,6 +150,14 @@ def test_reduced_matmul_precision_is_neither_used_nor_left_behind():
     )
 
 
+@pytest.mark.parametrize("method", ["tree", "dense"])
+def test_particles_that_require_gradients_are_taken_as_they_are(method):
+    points = torch.rand(100, 2, requires_grad=True)
+    distances, _ = knn(points, points, 3, exclude="self", method=method)
+    assert not distances.requires_grad
+    assert not knn_within(points.view(2, 50, 2), 3, method=method)[0].requires_grad
+
+
 def test_float64_in_float64_out():
     points = torch.rand(100, 3, dtype=torch.float64)
     for method in ("tree", "dense"):

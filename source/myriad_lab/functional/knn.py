@@ -61,6 +61,7 @@ def knn(
             neighbour has an infinite distance.
     """
     _check_shapes(queries, references, k, exclude, query_groups, reference_groups)
+    queries, references = queries.detach(), references.detach()
     if exclude != "group":
         query_groups = reference_groups = None
     if queries.device.type == "cpu":
@@ -100,6 +101,7 @@ def knn_within(points: torch.Tensor, k: int, *, method: Method = "auto") -> tupl
     if points.ndim != 3:
         raise ConfigurationError(f"clouds must have the shape (b, n, d), got {tuple(points.shape)}.")
     _check_shapes(points[0], points[0], k, "self", None, None)
+    points = points.detach()
     on_cpu = points.device.type == "cpu"
     if on_cpu:
         _check_values(points, points)

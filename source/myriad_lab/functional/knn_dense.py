@@ -8,6 +8,7 @@ whether the rounding error could have cost it a true neighbour.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,23 +48,24 @@ class Exclusion:
     query_groups: torch.Tensor | None = None
     """Group of each query as a number of the tile's type, shape (b, n); references of the group are left out."""
     reference_groups: torch.Tensor | None = None
-    """Group of each reference, shape (b, m)."""
+    """Group of each reference, shape (b, m), padded to a multiple of :data:`GROUP`."""
 
     @classmethod
     def by_group(cls, queries: torch.Tensor, references: torch.Tensor, dtype: torch.dtype) -> Exclusion:
-        """Leave out the references of the query's group, given integer groups (n,) and (m,) of any size.
+        """Leave out the references of the query's group, given integer groups (n,) and (m,) of any value.
 
         Groups become their ranks, which ``dtype`` holds exactly: comparing floats and adding the outcome to the tile is
         four times faster than filling by a mask of integers.
         """
         ordered = torch.cat([queries, references]).sort().values
         ranks = [torch.searchsorted(ordered, groups.contiguous()).to(dtype)[None] for groups in (queries, references)]
-        return cls(query_groups=ranks[0], reference_groups=ranks[1])
+        padding = -len(references) % GROUP
+        return cls(query_groups=ranks[0], reference_groups=torch.nn.functional.pad(ranks[1], (0, padding)))
 
-    def mask(self, tile: torch.Tensor, rows: slice, columns: slice) -> None:
+    def mask(self, tile: torch.Tensor, rows: slice, columns: slice, scratch: torch.Tensor) -> None:
         """Make the excluded entries of ``tile`` (b, rows, columns) at least :func:`beyond`, in place."""
         if self.query_groups is not None and self.reference_groups is not None:
-            same = torch.empty_like(tile, memory_format=torch.contiguous_format)
+            same = scratch[: tile.numel()].view(tile.shape)
             torch.eq(self.query_groups[:, rows, None], self.reference_groups[:, None, columns], out=same)
             tile.add_(same, alpha=2.0 * beyond(tile.dtype))
         elif self.own_row:
@@ -136,11 +138,14 @@ def dense_search(
     if chunk is None:
         budget = CPU_TILE * torch.get_num_threads() if queries.device.type == "cpu" else GPU_TILE
         chunk = max(1, budget // (batch * columns))
+    chunk = min(chunk, max(1, num_queries))
+    # Tiles that are allocated anew each time cost as much in page faults as the matmul itself.
+    scratch = queries.new_empty((2 if exclusion.query_groups is not None else 1, batch * chunk * columns))
     parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     with full_precision():
         for start in range(0, num_queries, chunk):
             rows = slice(start, min(start + chunk, num_queries))
-            values, candidates = _select(rows_side, columns_side, rows, columns, count, exclusion, num_references)
+            values, candidates = _select(rows_side, columns_side, rows, columns, count, exclusion, scratch)
             distances, indices = _rerank(queries[:, rows], references, values, candidates, k)
             # With every reference among the candidates, none can have been missed.
             reach = values.amax(dim=-1) if count < num_references else torch.full_like(values[..., 0], torch.inf)
@@ -173,15 +178,17 @@ def _select(
     width: int,
     count: int,
     exclusion: Exclusion,
-    num_references: int,
+    scratch: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the ``count`` smallest entries of the rows over all columns, tile by tile, with their columns."""
     kept: tuple[torch.Tensor, torch.Tensor] | None = None
-    total = columns_side.shape[-1]
+    total, side = columns_side.shape[-1], rows_side[:, rows]
     for start in range(0, total, width):
         stop = min(start + width, total)
-        tile = torch.matmul(rows_side[:, rows], columns_side[..., start:stop])
-        exclusion.mask(tile[..., : num_references - start], rows, slice(start, min(stop, num_references)))
+        shape = (*side.shape[:2], stop - start)
+        tile = scratch[0, : math.prod(shape)].view(shape)
+        torch.matmul(side, columns_side[..., start:stop], out=tile)
+        exclusion.mask(tile, rows, slice(start, stop), scratch[-1])
         values, indices = smallest(tile, min(count, stop - start))
         indices = indices + start
         if kept is not None:
