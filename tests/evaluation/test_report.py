@@ -42,6 +42,7 @@ def add_evaluation(run: RunFolder, num_policies: int = 3) -> None:
     ]
     evaluation = {
         "goal": [2.0, -2.0],
+        "task": "Myriad-PointMaze-Maze-Goal",
         "settings": {"text": "As it was."},
         "portfolio": {
             "success": {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 9},
@@ -109,6 +110,7 @@ def test_full_page_is_self_contained(tmp_path: Path) -> None:
     assert "75.0 %" in text, "the best head is reported on episodes it was not chosen by"
     assert "2 (best)" in text
     assert "1.2 M" in text
+    assert "Evaluated on Myriad-PointMaze-Maze-Goal." in text
     assert "&lt;b&gt;" in text
 
 

@@ -257,6 +257,8 @@ def _table(data: RunData) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for _, name, _ in columns)
     table = f'<div class="scroll"><table><tr><th>head</th>{head}</tr>{"".join(lines)}</table></div>'
     text = f"Bootstrap 95 % intervals. {data.evaluation.get('settings', {}).get('text', '')}"
+    if data.evaluation.get("task", data.manifest.task) != data.manifest.task:
+        text = f"Evaluated on {data.evaluation['task']}. {text}"
     if len(rows) > TABLE_ROWS:
         text += f" The {TABLE_ROWS} best of {len(rows)} heads by {best['metric']}."
     return fmt.section("Heads", table + fmt.note(text))
