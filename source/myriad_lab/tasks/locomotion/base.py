@@ -54,21 +54,20 @@ class LocomotionTask:
 
     def reset_distribution(self, num: int, generator: torch.Generator) -> InitialState:
         """Draw upright robots at the origin, at rest but for the noise of the configuration."""
-        device = generator.device
+        device, cfg = generator.device, self.cfg
         joints = torch.tensor(self.robot.default_joint_pos, device=device)
-
-        def uniform(columns: int, half_width: float) -> torch.Tensor:
-            return half_width * (2.0 * torch.rand(num, columns, generator=generator, device=device) - 1.0)
-
+        num_joints = len(joints)
+        uniform = 2.0 * torch.rand(num, 2 * num_joints + 1, generator=generator, device=device) - 1.0
+        still = torch.zeros(num, 3, device=device)
         position = torch.zeros(num, 3, device=device)
         position[:, 2] = self.robot.start_height
         return InitialState(
             root_pos_w=position,
-            root_quat_w=quat_from_yaw(uniform(1, self.cfg.yaw_noise)[:, 0]),
-            root_lin_vel_w=torch.zeros(num, 3, device=device),
-            root_ang_vel_w=torch.zeros(num, 3, device=device),
-            joint_pos=joints + uniform(len(joints), self.cfg.joint_noise),
-            joint_vel=uniform(len(joints), self.cfg.joint_vel_noise),
+            root_quat_w=quat_from_yaw(cfg.yaw_noise * uniform[:, -1]),
+            root_lin_vel_w=still,
+            root_ang_vel_w=still,
+            joint_pos=joints + cfg.joint_noise * uniform[:, :num_joints],
+            joint_vel=cfg.joint_vel_noise * uniform[:, num_joints:-1],
         )
 
     def on_reset(self, env_ids: torch.Tensor, generator: torch.Generator) -> None:
