@@ -35,10 +35,10 @@ venv: $(STAMP)  ## make .venv once, with the tested versions of constraints.txt
 install: $(STAMP)  ## the same as venv
 
 run: $(STAMP)  ## the whole story on PointMaze, and pre-training of the ant with video (about 15 minutes)
-	$(BIN)/python -m myriad_lab.cli.main story --robot point $(ARGS)
+	$(BIN)/python -m myriad_lab.cli.main story point $(ARGS)
 
 run-ant: $(STAMP)  ## the whole story with the ant (hours; resumes where it was interrupted)
-	$(BIN)/python -m myriad_lab.cli.main story --robot ant $(ARGS)
+	$(BIN)/python -m myriad_lab.cli.main story ant $(ARGS)
 
 lint: $(STAMP)  ## ruff and pyright
 	$(BIN)/ruff check .
