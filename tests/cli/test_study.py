@@ -216,6 +216,12 @@ def test_a_dying_subprocess_leaves_its_last_words(tmp_path: Path) -> None:
         command._call(["myriad_lab.cli.main", "trian"], tmp_path, sorted(os.sched_getaffinity(0))[:1], "log")
 
 
+def test_a_signal_is_named(tmp_path: Path) -> None:
+    (tmp_path / "dying.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    with pytest.raises(command._CellError, match="exit status -9\n+a signal ended it"):
+        command._call(["dying"], tmp_path, sorted(os.sched_getaffinity(0))[:1], "log")
+
+
 def test_cores_are_shared_out() -> None:
     assert command.split_cores([0, 1, 2, 3], 2) == [[0, 1], [2, 3]]
     assert command.split_cores([5], 2) == [[5], [5]]

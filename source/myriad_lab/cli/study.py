@@ -30,6 +30,8 @@ from myriad_lab.evaluation.study import (
     train_arguments,
 )
 
+INTERRUPTED = 130
+"""Exit status of a command that a signal asked to stop."""
 ERROR_CHARACTERS = 4000
 """How much of the end of a failed cell's output its result keeps."""
 
@@ -205,7 +207,10 @@ def _call(module_and_arguments: list[str], folder: Path, cores: list[int], log: 
         os.sched_setaffinity(process.pid, cores)
         code = process.wait()
     if code != 0:
-        raise _CellError(f"exit status {code}\n{(folder / log).read_text(errors='replace')[-ERROR_CHARACTERS:]}")
+        tail = (folder / log).read_text(errors="replace")[-ERROR_CHARACTERS:]
+        signalled = code < 0 or code == INTERRUPTED
+        last = "a signal ended it; start the study again to run it anew" if signalled else ""
+        raise _CellError(f"exit status {code}\n{tail}\n{last}")
 
 
 def _arguments(study: StudyCfg, cell: Cell, goals: dict[str, dict[str, Any]], out: Path) -> list[str]:
