@@ -19,6 +19,8 @@ MUJOCO_TASKS = {
 }
 """Task and the share of the bare physics rate that it should reach."""
 TORCH_TASK = "Myriad-PointMaze-Maze"
+_WARMUP = 10
+"""Steps before the clock counts: robots have landed, caches are warm."""
 
 
 def run(device: str, quick: bool) -> list[BenchmarkLine]:
@@ -42,7 +44,7 @@ def run(device: str, quick: bool) -> list[BenchmarkLine]:
 
 
 def time_mujoco(task: str, num_envs: int, target: float, device: str, steps: int) -> BenchmarkLine:
-    """Return the line of one MuJoCo task at one batch size; ``steps`` pairs are timed after as many to warm up."""
+    """Return the line of one MuJoCo task at one batch size; ``steps`` pairs are timed."""
     env = _desynchronised_env(task, num_envs, device)
     simulator = env.simulator
     engine, decimation = simulator.engine, simulator.robot.decimation
@@ -50,7 +52,7 @@ def time_mujoco(task: str, num_envs: int, target: float, device: str, steps: int
     scale, offset = np.asarray(action.scale), np.asarray(action.offset)
     generator = torch.Generator().manual_seed(0)
     env_times, bare_times = [], []
-    for step in range(2 * steps):
+    for step in range(_WARMUP + steps):
         actions = 2.0 * torch.rand(num_envs, env.num_actions, generator=generator) - 1.0
         controls = offset + scale * actions.numpy()
         actions = actions.to(device)
@@ -69,7 +71,7 @@ def time_mujoco(task: str, num_envs: int, target: float, device: str, steps: int
                 after = engine.get_state()
         engine.set_state(after)
     env.close()
-    return _line(task, num_envs, env_times[steps:], bare_times[steps:], "bare mujoco", f"target {target}")
+    return _line(task, num_envs, env_times[_WARMUP:], bare_times[_WARMUP:], "bare mujoco", f"target {target}")
 
 
 def time_torch(num_envs: int, device: str, steps: int) -> BenchmarkLine:
@@ -77,7 +79,7 @@ def time_torch(num_envs: int, device: str, steps: int) -> BenchmarkLine:
     env = _desynchronised_env(TORCH_TASK, num_envs, device)
     generator = torch.Generator(device).manual_seed(0)
     env_times, bare_times = [], []
-    for _ in range(2 * steps):
+    for _ in range(_WARMUP + steps):
         actions = 2.0 * torch.rand(num_envs, env.num_actions, generator=generator, device=device) - 1.0
         for times, step in ((env_times, env.step), (bare_times, env.simulator.step)):
             _wait(device)
@@ -86,7 +88,7 @@ def time_torch(num_envs: int, device: str, steps: int) -> BenchmarkLine:
             _wait(device)
             times.append(time.perf_counter() - start)
     env.close()
-    return _line(TORCH_TASK, num_envs, env_times[steps:], bare_times[steps:], "simulator alone", "")
+    return _line(TORCH_TASK, num_envs, env_times[_WARMUP:], bare_times[_WARMUP:], "simulator alone", "")
 
 
 def _line(
