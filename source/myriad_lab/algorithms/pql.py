@@ -66,6 +66,8 @@ class PQLCfg:
     """Critic updates before the first policy update, with a seed: fresh critics would wreck a trained actor."""
     prior_fraction: float = 0.0
     """Share of each head's envs that keep acting with the seeding portfolio's own stochastic policy."""
+    prior_bootstrap: bool = False
+    """Whether targets take the better of the actor's and the seeding portfolio's action (IBRL, arXiv 2311.02198)."""
     prior_weight: float = 0.0
     """Weight of the squared distance between the actions of the actor and of the seeding portfolio."""
     replay_capacity: int = 1_000_000
@@ -359,17 +361,27 @@ class PQL:
             noise = torch.randn(actions.shape, generator=self.generator, device=self.device)
             bound = self.cfg.target_noise_clip
             actions = (actions + (noise * self.cfg.target_noise).clamp(-bound, bound)).clamp(-1.0, 1.0)
-        raw = self.target_critic(batch.next_obs[self.cfg.critic_group], actions).float()
-        values = self.target_critic.expectation(raw)
-        value, which = values.min(1)
+        raw, value = self._worse_critic(batch.next_obs[self.cfg.critic_group], actions)
+        if self.prior is not None and self.cfg.prior_bootstrap:
+            actions = self.prior.squash(self.prior(batch.next_obs["policy"])[0])
+            other_raw, other = self._worse_critic(batch.next_obs[self.cfg.critic_group], actions)
+            better = other > value
+            raw = torch.where(better.unsqueeze(-1), other_raw, raw)
+            value = torch.where(better, other, value)
         rewards = batch.rewards * self.cfg.reward_scale
         if self.target_critic.cfg.kind == "categorical":
-            index = which[:, None, :, None].expand(-1, 1, -1, raw.shape[-1])
-            probabilities = raw.softmax(-1).gather(1, index).squeeze(1)
             support = self.target_critic.support
-            return categorical_projection(probabilities, rewards, batch.discounts, support), value
+            return categorical_projection(raw.softmax(-1), rewards, batch.discounts, support), value
         target = rewards + batch.discounts * value
         return target if self.cfg.target_bounds is None else target.clamp(*self.cfg.target_bounds), value
+
+    def _worse_critic(self, obs: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return output (m, batch, num_outputs) and value (m, batch) of the target critic of the smaller value."""
+        raw = self.target_critic(obs, actions).float()
+        value, which = self.target_critic.expectation(raw).min(1)
+        outputs = raw.view(*raw.shape[:3], -1)
+        index = which[:, None, :, None].expand(-1, 1, -1, outputs.shape[-1])
+        return outputs.gather(1, index).squeeze(1), value
 
 
 def _adamw(module: torch.nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
