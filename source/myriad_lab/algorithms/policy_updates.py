@@ -25,7 +25,7 @@ class PolicyUpdateCfg:
     num_epochs: int = 4
     """Passes over each rollout. 1: one gradient step on the whole rollout, with undiscounted reward-to-go, as in the
     paper. More: minibatches with clipped per-step ratios and a value function."""
-    num_minibatches: int = 4
+    num_minibatches: int = 8
     """Minibatches of a pass (several epochs only)."""
     standardize: bool = True
     """Whether rewards and advantages are scaled to unit variance, over the whole batch and never per head."""

@@ -19,7 +19,7 @@ from myriad_lab.networks.normalizer import RunningNormalizer
 
 @dataclass
 class PopulationActorCfg:
-    """Shape of a population network; defaults are those of K-Myriad."""
+    """Shape of a population network: trunk, adapters and heads of K-Myriad; the noise does not depend on the state."""
 
     trunk: list[int] = field(default_factory=lambda: [512, 256])
     """Widths of the layers shared by all policies."""
@@ -33,11 +33,11 @@ class PopulationActorCfg:
     """Rank of the ``low_rank`` adapter."""
     mean_gain: float = 1.0
     """Xavier gain of the mean layer; below 1 the policies start closer to a zero mean action."""
-    state_dependent_std: bool = True
+    state_dependent_std: bool = False
     """Whether the standard deviation is a head of the network, or one learned vector per policy."""
     log_std_range: list[float] = field(default_factory=lambda: [-5.0, 2.0])
     """Bounds of the log standard deviation, before the squash."""
-    init_log_std: float = -1.5
+    init_log_std: float = 0.0
     """Log standard deviation at the start (of an observation that the heads map to zero)."""
     squash: str = "tanh"
     """How actions are brought into [-1, 1]: tanh or clip."""
