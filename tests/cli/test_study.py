@@ -178,6 +178,7 @@ def test_resumes_and_reruns_only_what_changed(tmp_path: Path, fake: Fake) -> Non
     command.run(flags(path, out, num_seeds=1))
     assert fake.calls == ["b-near-seed0", "b-far-seed0"]
     page = (out / "study.md").read_text()
+    assert f"`myriad study {path} --num_seeds 1`" in page
     assert "method A" in page
     assert "Not run" not in page
     stored = json.loads((out / "study.json").read_text())
@@ -185,6 +186,20 @@ def test_resumes_and_reruns_only_what_changed(tmp_path: Path, fake: Fake) -> Non
     b = read_result(out / "cells" / "b-near-seed0")
     assert b is not None
     assert b["pretrain"] == {"env_steps": 7, "wall_time": 2.0}
+
+
+def test_list_and_report_run_nothing(tmp_path: Path, fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = write(tmp_path), tmp_path / "out"
+    assert command.run(flags(path, out, list=True, scale=0.1)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 15
+    assert lines[0].startswith("pre-portfolio-seed0: myriad train --task Myriad-PointMaze-Maze --num_envs 4")
+    assert lines[4].endswith("agent.k=3")
+    assert "--max_env_steps 100 " in lines[3]
+    out.mkdir()
+    assert command.run(flags(path, out, report_only=True)) == 0
+    assert "Not run" in (out / "study.md").read_text()
+    assert fake.calls == []
 
 
 def test_failed_cells_are_reported_not_hidden_and_tried_again(tmp_path: Path, fake: Fake) -> None:
@@ -218,7 +233,7 @@ def test_a_dying_subprocess_leaves_its_last_words(tmp_path: Path) -> None:
 
 def test_a_signal_is_named(tmp_path: Path) -> None:
     (tmp_path / "dying.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
-    with pytest.raises(command._CellError, match="exit status -9\n+a signal ended it"):
+    with pytest.raises(command._CellError, match=r"exit status -9\n+a signal ended it"):
         command._call(["dying"], tmp_path, sorted(os.sched_getaffinity(0))[:1], "log")
 
 

@@ -233,6 +233,17 @@ def test_bad_settings_are_named(change: dict[str, object], message: str) -> None
         make_runner(**change)
 
 
+@pytest.mark.parametrize("from_head", [False, True])
+def test_exported_policy_acts_like_the_runner(tmp_path: Path, from_head: bool) -> None:
+    from myriad_lab.export.torchscript import load_torchscript
+
+    runner = make_runner(make_head() if from_head else None)
+    runner.learn(1)
+    exported = load_torchscript(runner.export_policy_to_jit(tmp_path))
+    obs = IdentityEnv(num_envs=16, seed=5).get_observations()
+    torch.testing.assert_close(exported(obs["policy"]), runner.get_inference_policy()(obs))
+
+
 def test_configuration_is_plain(folder: RunFolder) -> None:
     runner = make_runner(run=folder)
     runner.learn(1)

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
         if args.jobs > 1 and study.budget.max_seconds is not None:
             print(f"note: each of {args.jobs} cells at a time gets its share of the cores for its wall-clock")
         run_cells(study, goals, out, args.jobs, args.only)
-    return write_report(study, out)
+    return write_report(study, out, _command(args))
 
 
 def study_path(name: str) -> Path:
@@ -120,7 +120,7 @@ def split_cores(cores: Sequence[int], jobs: int) -> list[list[int]]:
     return [[cores[(job * share + i) % len(cores)] for i in range(share)] for job in range(jobs)]
 
 
-def write_report(study: StudyCfg, out: Path) -> int:
+def write_report(study: StudyCfg, out: Path, command: str) -> int:
     """Aggregate the results under ``out`` into ``study.json``, ``study.md`` and figures; 1 where a cell failed."""
     from myriad_lab.evaluation.study_plots import plot_curves
     from myriad_lab.evaluation.study_summary import summarise, to_markdown
@@ -129,7 +129,7 @@ def write_report(study: StudyCfg, out: Path) -> int:
     results = [result for result in found if result is not None]
     summary = summarise(study, results)
     figures = plot_curves(study, results, out) if any(r["status"] == "done" for r in results) else []
-    context = _context(study, results)
+    context = _context(study, results, command)
     (out / "study.json").write_text(json.dumps({**summary, "context": context, "results": results}, indent=1))
     page = to_markdown(study, summary, context, figures)
     (out / "study.md").write_text(page)
@@ -149,7 +149,8 @@ def _run_cell(study: StudyCfg, cell: Cell, goals: dict[str, dict[str, Any]], out
     folder.mkdir(parents=True)
     started = time.time()
     record = {"id": cell.id, **asdict(cell), "signature": mark, "arguments": arguments}
-    record |= {"hardware": hardware() | {"cores of the cell": len(cores)}, "versions": versions()}
+    machine = {name: value for name, value in hardware().items() if name in ("cpu", "cores", "gpu")}
+    record |= {"hardware": machine | {"cores of the cell": len(cores)}, "versions": versions()}
     try:
         record |= _train_and_evaluate(study, cell, arguments, folder, out, cores) | {"status": "done", "error": ""}
     except _CellError as error:
@@ -231,7 +232,16 @@ def _scaled(study: StudyCfg, scale: float, num_seeds: int | None) -> StudyCfg:
     return replace(study, budget=study.budget.scaled(scale), prerequisites=prerequisites, seeds=seeds)
 
 
-def _context(study: StudyCfg, results: Sequence[dict[str, Any]]) -> dict[str, str]:
+def _command(args: argparse.Namespace) -> str:
+    """Return the command that makes these results; what only chooses or lists cells is left out."""
+    parts = ["myriad", "study", args.name]
+    for name, default in (("num_seeds", None), ("scale", 1.0), ("jobs", 1)):
+        value = getattr(args, name)
+        parts += [f"--{name}", str(value)] if value != default else []
+    return shlex.join(parts)
+
+
+def _context(study: StudyCfg, results: Sequence[dict[str, Any]], command: str) -> dict[str, str]:
     budget = ", ".join(f"{key} {value:,}" for key, value in asdict(study.budget).items() if value is not None)
     machines = {json.dumps(r["hardware"]) for r in results} or {json.dumps(hardware())}
     packages = {json.dumps(r["versions"]) for r in results} or {json.dumps(versions())}
@@ -240,7 +250,7 @@ def _context(study: StudyCfg, results: Sequence[dict[str, Any]]) -> dict[str, st
         return "; ".join(", ".join(f"{k} {v}" for k, v in json.loads(t).items()) for t in sorted(texts))
 
     return {
-        "command": f"`myriad study {study.name}`",
+        "command": f"`{command}`",
         "budget of each run": budget,
         "hardware": plain(machines),
         "versions": plain(packages),

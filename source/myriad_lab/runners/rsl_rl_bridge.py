@@ -41,6 +41,7 @@ class RslEnvView(RslVecEnv):
         self.groups = groups
         self.squash = squash
         self.on_step = on_step
+        self._obs = env.get_observations()
         self.num_envs = env.num_envs
         self.num_actions = env.num_actions
         self.max_episode_length = env.max_episode_length
@@ -59,18 +60,19 @@ class RslEnvView(RslVecEnv):
 
     def get_observations(self) -> TensorDict:
         """Return the groups asked for."""
-        return self.env.get_observations().select(*self.groups)
+        self._obs = self.env.get_observations()
+        return self._obs.select(*self.groups)
 
     def step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict]:
         """Squash the actions, step the env; the keys of ``extras`` are those RSL-RL reads."""
         bounded = torch.tanh(actions) if self.squash == "tanh" else actions.clamp(-1.0, 1.0)
-        before = None if self.on_step is None else self.env.get_observations()
         obs, rewards, dones, extras = self.env.step(bounded)
         diverged = extras.get("diverged", torch.zeros_like(dones, dtype=torch.bool))
         rewards = rewards.masked_fill(diverged, 0.0)
-        if self.on_step is not None and before is not None:
+        if self.on_step is not None:
             ends = extras["terminated"], extras["time_outs"]
-            self.on_step(Step(before, bounded, rewards, *ends, obs, extras.get("final_obs"), ~diverged), extras)
+            self.on_step(Step(self._obs, bounded, rewards, *ends, obs, extras.get("final_obs"), ~diverged), extras)
+        self._obs = obs
         return obs.select(*self.groups), rewards, dones, extras
 
 
