@@ -158,6 +158,7 @@ def test_a_broken_robot_is_reported_and_stays_finite(kind, column, value, tmp_pa
     # Without a reset the next step is sane, too.
     assert not broken.step(actions[4]).any()
     assert torch.isfinite(rows(broken)).all()
+    assert not (tmp_path / "MUJOCO_LOG.TXT").exists()
 
 
 def test_a_robot_that_flies_away_is_reported():

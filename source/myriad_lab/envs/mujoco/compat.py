@@ -10,7 +10,7 @@ try:
     import mujoco
 
     # A monolithic 3.x overwritten by mujoco-core 4 can import but lack half of its names.
-    mujoco.MjSpec, mujoco.mj_step  # noqa: B018
+    _ = mujoco.MjSpec, mujoco.mj_step
 except (ImportError, AttributeError) as error:
     raise ConfigurationError(
         f"The installed MuJoCo is broken ({error}); mujoco and mujoco-core of different versions share files. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Protocol
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from myriad_lab.envs.mujoco.compat import HAS_BATCH, mujoco
 from myriad_lab.errors import ConfigurationError, nearest
+
+log = logging.getLogger(__name__)
 
 ENGINES = ("auto", "batch", "rollout")
 """Names accepted by ``make_engine``."""
@@ -70,6 +73,8 @@ def make_engine(model: mujoco.MjModel, num_envs: int, num_threads: int, kind: st
     Raises:
         ConfigurationError: unknown kind, or ``batch`` asked of a MuJoCo that lacks it.
     """
+    # MuJoCo would print each warning and write MUJOCO_LOG.TXT where it runs; broken rows are counted above us.
+    mujoco.set_mju_user_warning(log.debug)
     if kind not in ENGINES:
         raise ConfigurationError(f"Unknown MuJoCo engine {kind!r}. {nearest(kind, ENGINES)}")
     if kind == "batch" and not HAS_BATCH:
