@@ -100,20 +100,18 @@ def test_resume_with_replay_is_bit_exact(tmp_path: Path) -> None:
     assert whole.metrics["Train/mean_reward"] == rest.metrics["Train/mean_reward"]
 
 
-@pytest.mark.parametrize("mode", ["interleaved", "parallel"])
-def test_resume_without_replay_collects_first(mode: str, tmp_path: Path) -> None:
-    half, rest = make(mode=mode), make(mode=mode)
+def test_resume_without_replay_collects_first_and_may_change_the_mode(tmp_path: Path) -> None:
+    half, rest = make(mode="interleaved"), make(mode="parallel")
     half.learn(2)
     rest.load(half.save(tmp_path / "bundle"))
     before = rest.algorithm.value_updates
-    assert before == half.algorithm.value_updates > 20
+    assert before == half.algorithm.value_updates == 50 - 8
     rest.learn(2)
-    idle = rest.algorithm.idle_steps
-    assert idle == 16
-    assert 100 - idle - rest.runner_cfg.max_lead - 1 <= rest.algorithm.value_updates <= 100 - idle
+    assert rest.algorithm.idle_steps == 16
+    assert 100 - 16 - rest.runner_cfg.max_lead - 1 <= rest.algorithm.value_updates <= 100 - 16
 
 
-@pytest.mark.parametrize(("rate", "delay"), [(2.0, 2), (0.5, 1), (0.3, 3)])
+@pytest.mark.parametrize(("rate", "delay"), [(2.0, 2), (0.3, 3)])
 def test_ratios_are_held_by_counting(rate: float, delay: int) -> None:
     seen = []
 
@@ -246,6 +244,19 @@ def test_invalid_rows_get_no_weight_and_episodes_are_counted() -> None:
     dropped = batch.weights == 0
     assert set(batch.env_ids[dropped].tolist()) == {3}
     assert len(set(batch.obs["policy"][dropped][:, 2].tolist())) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_policies_are_exported_with_their_normaliser(tmp_path: Path) -> None:
+    runner = make()
+    runner.learn(1)
+    obs = torch.randn(5, 2) * 3
+    one = torch.jit.load(str(runner.export_policy_to_jit(tmp_path, head=1)))
+    every = torch.jit.load(str(runner.export_policy_to_jit(tmp_path, "all.pt")))
+    expected = runner.actor.act(obs.repeat(2, 1), deterministic=True).action[5:]
+    assert torch.allclose(one(obs), expected, atol=1e-6)
+    assert torch.allclose(every(obs, torch.ones(5, dtype=torch.long)), expected, atol=1e-6)
+    assert runner.export_policy_to_onnx(tmp_path, head=0).stat().st_size > 1000
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:

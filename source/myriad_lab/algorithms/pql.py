@@ -4,104 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 
 from myriad_lab.algorithms.algorithm import Step
+from myriad_lab.algorithms.pql_cfg import PQLCfg
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.functional.projection import categorical_projection
 from myriad_lab.networks.normalizer import RunningNormalizer
-from myriad_lab.networks.population import PopulationActor, PopulationActorCfg, check_population
-from myriad_lab.networks.q_ensemble import QEnsemble, QEnsembleCfg
+from myriad_lab.networks.population import PopulationActor, check_population
+from myriad_lab.networks.q_ensemble import QEnsemble
 from myriad_lab.storage.replay import ReplayBatch, ReplayBuffer
+
+__all__ = ["POLICY_METRICS", "PQL", "VALUE_METRICS", "PQLCfg"]
 
 VALUE_METRICS = ("Loss/critic", "Policy/q_mean", "Policy/q_target")
 POLICY_METRICS = ("Loss/actor", "Policy/action_magnitude", "Policy/prior_distance")
-
-
-@dataclass
-class PQLCfg:
-    """Settings of parallel Q-learning; everything per head unless it says otherwise."""
-
-    gamma: float = 0.99
-    """Discount per control step."""
-    n_step: int = 3
-    """Longest window of rewards summed before the bootstrap."""
-    tau: float = 0.01
-    """Polyak factor of the target critics, at every critic update."""
-    batch_size: int = 256
-    """Rows per head and update."""
-    own_fraction: float = 0.5
-    """Share of rows drawn from the head's own envs; the rest comes from the envs of all heads."""
-    actor_lr: float = 3e-4
-    """Learning rate of the actor (AdamW)."""
-    critic_lr: float = 5e-4
-    """Learning rate of the critics (AdamW)."""
-    weight_decay: float = 0.0
-    """Weight decay of both optimisers."""
-    max_grad_norm: float = 1.0
-    """Gradient norm of the actor, and of the critics of each head, is clipped to this."""
-    reward_scale: float = 1.0
-    """Rewards are multiplied by this before the critics see them."""
-    value_updates_per_step: float = 1.0
-    """Critic updates per env step of all envs (collect : value = 1 : this)."""
-    policy_delay: int = 2
-    """Critic updates per policy update (policy : value = 1 : this)."""
-    target_noise: float = 0.0
-    """Standard deviation of the noise on target actions; 0 switches smoothing off."""
-    target_noise_clip: float = 0.2
-    """Bound of that noise."""
-    target_bounds: list[float] | None = None
-    """Lowest and highest value possible under the task's rewards; targets of scalar critics are clamped to them."""
-    sigma_min: float = 0.05
-    """Noise of the first env of each head's block; the others lie evenly between."""
-    sigma_max: float = 0.8
-    """Noise of the last env of each head's block."""
-    warmup_steps: int = 32
-    """Env steps before the first update; without a seed, actions are uniform random meanwhile."""
-    critic_warmup: int = 500
-    """Critic updates before the first policy update, with a seed: fresh critics would wreck a trained actor."""
-    prior_fraction: float = 0.0
-    """Share of each head's envs that keep acting with the seeding portfolio's own stochastic policy."""
-    prior_bootstrap: bool = False
-    """Whether targets take the better of the actor's and the seeding portfolio's action (IBRL, arXiv 2311.02198)."""
-    prior_weight: float = 0.0
-    """Weight of the squared distance between the actions of the actor and of the seeding portfolio."""
-    replay_capacity: int = 1_000_000
-    """Transitions kept, over all envs and heads."""
-    critic_group: str = "policy"
-    """Observation group read by the critics."""
-    mixed_precision: bool = False
-    """Whether forward passes of the updates run in bfloat16."""
-    actor: PopulationActorCfg = field(
-        default_factory=lambda: PopulationActorCfg(trunk=[256, 128], adapter_dim=128, obs_normalization=True)
-    )
-    """Shape of the policies trained from scratch; a portfolio brings its own."""
-    critic: QEnsembleCfg = field(default_factory=QEnsembleCfg)
-    """Shape of the critics."""
-
-    def validate(self) -> None:
-        """Raise ``ConfigurationError`` where a value is out of range."""
-        checks = {
-            "gamma": 0.0 <= self.gamma <= 1.0,
-            "n_step": self.n_step >= 1,
-            "tau": 0.0 < self.tau <= 1.0,
-            "batch_size": self.batch_size >= 1,
-            "own_fraction": 0.0 <= self.own_fraction <= 1.0,
-            "value_updates_per_step": self.value_updates_per_step > 0.0,
-            "policy_delay": self.policy_delay >= 1,
-            "prior_fraction": 0.0 <= self.prior_fraction < 1.0,
-            "sigma_max": 0.0 <= self.sigma_min <= self.sigma_max,
-            "warmup_steps": self.warmup_steps >= 1,
-            "replay_capacity": self.replay_capacity >= 1,
-        }
-        for name, good in checks.items():
-            if not good:
-                raise ConfigurationError(f"{name}={getattr(self, name)} of PQL is out of range; see PQLCfg.{name}.")
-        self.critic.validate()
 
 
 class PQL:

@@ -25,7 +25,7 @@ class QEnsembleCfg:
 
     hidden: list[int] = field(default_factory=lambda: [256, 256])
     """Widths of the hidden layers of each critic."""
-    activation: str = "elu"
+    activation: str = "relu"
     """Activation: relu, tanh, elu, silu or gelu."""
     layer_norm: bool = True
     """Whether each hidden layer is normalised before its activation; keeps values of unseen actions bounded."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from tensordict import TensorDict
 
 from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.pql import PQL, PQLCfg
 from myriad_lab.envs.contract import VecEnv
-from myriad_lab.errors import CheckpointError, ConfigurationError, nearest
+from myriad_lab.errors import CheckpointError, ConfigurationError
 from myriad_lab.monitor.logger import Logger
 from myriad_lab.networks.population import PopulationActor
 from myriad_lab.portfolio.bundle import check_resume, describe_network, load_bundle, save_bundle
@@ -24,50 +25,14 @@ from myriad_lab.portfolio.run_folder import RunFolder
 from myriad_lab.runners.callbacks import Callback, CallbackList
 from myriad_lab.runners.episode_tracker import EpisodeTracker
 from myriad_lab.runners.mean_log import MeanLog
+from myriad_lab.runners.parallel_q_cfg import ParallelQRunnerCfg
 from myriad_lab.runners.parallel_q_processes import ParallelLearners, guard_slots
+
+__all__ = ["ParallelQRunner", "ParallelQRunnerCfg"]
 
 logger = logging.getLogger(__name__)
 
-MODES = ("interleaved", "parallel")
 Evaluator = Callable[[PopulationActor], dict[str, float]]
-
-
-@dataclass
-class ParallelQRunnerCfg:
-    """Settings of the loop around PQL."""
-
-    mode: str = "interleaved"
-    """``interleaved`` (one process, repeatable) or ``parallel`` (collector, value and policy learner at once)."""
-    num_steps_per_iteration: int = 100
-    """Env steps of all envs per iteration: the interval of logs, callbacks and checkpoints."""
-    max_lead: int = 8
-    """Env steps the collector, and policy updates the value learner, may run ahead in parallel mode."""
-    value_device: str | None = None
-    """Device of the value learner; the collector's by default."""
-    policy_device: str | None = None
-    """Device of the policy learner; the collector's by default."""
-    learner_threads: int = 1
-    """CPU threads of each learner process."""
-    save_interval: int = 50
-    """Iterations between checkpoints, 0 for one at the end alone."""
-    keep_checkpoints: int = 3
-    """Checkpoints kept, beside the best one."""
-    save_replay: bool = False
-    """Whether checkpoints hold the replay memory; without it, a resumed run first collects ``warmup_steps`` again."""
-    evaluation_interval: int = 0
-    """Iterations between evaluations, 0 for none; needs an evaluator."""
-    best_metric: str = "Train/mean_reward"
-    """Logged metric, larger is better, that decides which checkpoint is ``best``."""
-    halving_iterations: list[int] = field(default_factory=list)
-    """Successive halving: after each of these iterations the better half of the heads goes on with all envs."""
-
-    def validate(self) -> None:
-        """Raise ``ConfigurationError`` where a value is out of range."""
-        if self.mode not in MODES:
-            raise ConfigurationError(f"mode={self.mode!r} is unknown. {nearest(self.mode, MODES)}")
-        for name in ("num_steps_per_iteration", "max_lead", "learner_threads", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1.")
 
 
 class ParallelQRunner:
@@ -218,9 +183,30 @@ class ParallelQRunner:
         for sink in self.loggers:
             sink.rewind(self.iteration)
 
-    def get_inference_policy(self) -> Callable[[Any], torch.Tensor]:
-        """Return the deterministic policies of all heads, observations of all envs to actions in [-1, 1]."""
-        return lambda obs: self.actor.act(obs["policy"], deterministic=True).action
+    def get_inference_policy(self, device: torch.device | str | None = None) -> Callable[[TensorDict], torch.Tensor]:
+        """Return the deterministic policies of all envs: observations to actions (num_envs, num_actions)."""
+        actor = self.actor if device is None else self.actor.to(device)
+
+        def policy(obs: TensorDict) -> torch.Tensor:
+            with torch.no_grad():
+                return actor.act(obs["policy"], deterministic=True).action
+
+        return policy
+
+    def export_policy_to_jit(self, path: str | Path, filename: str = "policy.pt", head: int | None = None) -> Path:
+        """Write TorchScript of one policy, or of all of them with the head as an input; returns the file."""
+        from myriad_lab.export.torchscript import export_torchscript
+
+        return export_torchscript(self._exported(head), Path(path) / filename, self.actor.num_obs, head is None)
+
+    def export_policy_to_onnx(self, path: str | Path, filename: str = "policy.onnx", head: int | None = None) -> Path:
+        """Write ONNX of one policy, or of all of them with the head as an input; returns the file."""
+        from myriad_lab.export.onnx import export_onnx
+
+        return export_onnx(self._exported(head), Path(path) / filename, self.actor.num_obs, head is None)
+
+    def _exported(self, head: int | None) -> torch.nn.Module:
+        return self.actor.indexed() if head is None else self.actor.single(head)
 
     def _iterate(self) -> None:
         started = time.perf_counter()

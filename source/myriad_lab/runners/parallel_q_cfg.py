@@ -1,0 +1,47 @@
+"""Settings of the loop around parallel Q-learning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from myriad_lab.errors import ConfigurationError, nearest
+
+MODES = ("interleaved", "parallel")
+
+
+@dataclass
+class ParallelQRunnerCfg:
+    """Settings of the loop around PQL."""
+
+    mode: str = "interleaved"
+    """``interleaved`` (one process, repeatable) or ``parallel`` (collector, value and policy learner at once)."""
+    num_steps_per_iteration: int = 100
+    """Env steps of all envs per iteration: the interval of logs, callbacks and checkpoints."""
+    max_lead: int = 8
+    """Env steps the collector, and policy updates the value learner, may run ahead in parallel mode."""
+    value_device: str | None = None
+    """Device of the value learner; the collector's by default."""
+    policy_device: str | None = None
+    """Device of the policy learner; the collector's by default."""
+    learner_threads: int = 1
+    """CPU threads of each learner process."""
+    save_interval: int = 50
+    """Iterations between checkpoints, 0 for one at the end alone."""
+    keep_checkpoints: int = 3
+    """Checkpoints kept, beside the best one."""
+    save_replay: bool = False
+    """Whether checkpoints hold the replay memory; without it, a resumed run first collects ``warmup_steps`` again."""
+    evaluation_interval: int = 0
+    """Iterations between evaluations, 0 for none; needs an evaluator."""
+    best_metric: str = "Train/mean_reward"
+    """Logged metric, larger is better, that decides which checkpoint is ``best``."""
+    halving_iterations: list[int] = field(default_factory=list)
+    """Successive halving: after each of these iterations the better half of the heads goes on with all envs."""
+
+    def validate(self) -> None:
+        """Raise ``ConfigurationError`` where a value is out of range."""
+        if self.mode not in MODES:
+            raise ConfigurationError(f"mode={self.mode!r} is unknown. {nearest(self.mode, MODES)}")
+        for name in ("num_steps_per_iteration", "max_lead", "learner_threads", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1.")
