@@ -80,7 +80,7 @@ def test_held_out_best_does_not_flatter() -> None:
 
 def test_disjoint_heads_are_as_diverse_as_can_be() -> None:
     generator = np.random.default_rng(0)
-    points = generator.random((4, 8, 200, 2)).astype(np.float32)
+    points = generator.random((4, 8, 201, 2)).astype(np.float32)
     points[..., 0] += 10.0 * np.arange(4)[:, None, None]
     apart, rows = diversity_metrics(make_visits(points), k=5, pool_size=1600)
     # The thinned pool is sparser than a head, so the edges of the squares bias its entropy upwards a little.
@@ -94,6 +94,14 @@ def test_disjoint_heads_are_as_diverse_as_can_be() -> None:
     assert abs(together["diversity"]["mean"]) < 0.1
 
 
+def test_the_common_start_does_not_count() -> None:
+    points = np.random.default_rng(3).random((2, 32, 41, 2)).astype(np.float32)
+    points[:, :, 0] = 0.5  # 64 copies of one state: more than k of them, at distance 0 from each other
+    found, _ = diversity_metrics(make_visits(points), k=5, num_groups=1)
+    assert found["pool_size"] == 2 * 32 * 40
+    assert found["entropy_pool"]["mean"] == pytest.approx(0.0, abs=0.05)  # ln of the area 1
+
+
 def test_interval_of_the_entropy_covers_fresh_data() -> None:
     generator = np.random.default_rng(1)
     found, _ = diversity_metrics(make_visits(generator.random((2, 32, 100, 2)).astype(np.float32)), k=10)
@@ -105,8 +113,8 @@ def test_interval_of_the_entropy_covers_fresh_data() -> None:
 
 def test_bad_recordings_are_refused() -> None:
     points = np.random.default_rng(0).random((2, 4, 10, 2)).astype(np.float32)
-    with pytest.raises(ConfigurationError, match=r"k=10 with 10 particles per head"):
-        diversity_metrics(make_visits(points), k=10)
+    with pytest.raises(ConfigurationError, match=r"k=9 with 9 particles per head"):
+        diversity_metrics(make_visits(points), k=9)
     with pytest.raises(ConfigurationError, match="no features"):
         diversity_metrics(make_record(np.zeros((2, 2))))
     broken = points.copy()

@@ -31,7 +31,8 @@ def diversity_metrics(
 
     Bootstrap resamples hold the same particle twice, which ruins nearest-neighbour distances. The episodes of every
     head are therefore dealt to ``num_groups`` groups, the statistics are computed on each, with the same number of
-    particles for every head and group, and the interval is over groups.
+    particles for every head and group, and the interval is over groups. The first state of an episode is left out: no
+    policy chose it, and where all episodes start at one point it would be an atom, whose entropy has no lower bound.
 
     Args:
         record: Episodes with features, m heads.
@@ -80,15 +81,15 @@ def _deal(record: EpisodeRecord, particles: int, num_groups: int, seed: int) -> 
     """Return arrays (m, n, d), one per group of episodes, with the same n everywhere."""
     if record.features is None or record.valid is None:
         raise ConfigurationError("the recording holds no features to measure diversity on; record them")
-    episodes = record.features.shape[1]
-    num_groups = max(1, min(num_groups, episodes))
+    features, valid = record.features[:, :, 1:], record.valid[:, :, 1:]
+    num_groups = max(1, min(num_groups, features.shape[1]))
     visits = [
-        select_visits(record.features[:, start::num_groups], record.valid[:, start::num_groups], particles, seed)
+        select_visits(features[:, start::num_groups], valid[:, start::num_groups], particles, seed)
         for start in range(num_groups)
     ]
     count = min(len(rows) for group in visits for rows in group)
     if count == 0:
-        raise ConfigurationError("a head has no recorded state in a group of episodes; record more episodes")
+        raise ConfigurationError("a head has no recorded state after the first in a group of episodes; record more")
     # select_visits draws at random already; a head with more rows than the poorest one is thinned evenly.
     groups = [
         np.stack([rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)] for rows in group]) for group in visits
