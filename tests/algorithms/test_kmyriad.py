@@ -111,17 +111,18 @@ def test_update_moves_every_head_and_reports_finite_numbers(epochs, reward):
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_what_follows_a_divergence_changes_nothing(epochs):
-    """Whatever an env does after its physics broke, particles and gradients stay the same."""
+    """Whatever an env does after its physics broke, particles, gradients and running statistics stay the same."""
     weights = []
     for garbage in (0.0, 50.0):
-        algorithm = make(num_epochs=epochs)
+        algorithm = make(num_epochs=epochs, network={"obs_normalization": True})
         roll_out(algorithm, diverge=((2, 5),))
         assert not algorithm.storage["valid"][2:, 5].any()
         assert algorithm.storage["valid"].sum() == NUM_ENVS * T - 4
         algorithm.storage["pre_squash"][2:, 5] += garbage
         algorithm.storage["features"][2:, 5] += garbage
+        algorithm.storage["obs"][2:, 5] += garbage
         algorithm.update()
-        weights.append(torch.cat([p.detach().flatten() for p in algorithm.actor.parameters()]))
+        weights.append(torch.cat([tensor.flatten() for tensor in algorithm.actor.state_dict().values()]))
     assert torch.equal(weights[0], weights[1])
     assert torch.isfinite(weights[0]).all()
 

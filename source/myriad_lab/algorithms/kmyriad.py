@@ -198,7 +198,9 @@ class KMyriad:
     def _update_normalizers(self) -> None:
         """Merge the observations of the rollout, after the update: within one, all ratios use the same statistics."""
         if isinstance(self.actor.normalizer, RunningNormalizer):
-            self.actor.normalizer.update(self.storage["obs"])
+            obs = self.storage["obs"]
+            # The observation before a divergence may already be far off: count the one after the reset instead.
+            self.actor.normalizer.update(torch.where(self.storage["valid"].unsqueeze(-1), obs, obs[0]))
 
     def _forget(self) -> None:
         self.storage.clear()
