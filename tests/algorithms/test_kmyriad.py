@@ -216,6 +216,35 @@ def test_a_pool_that_is_too_large_is_drawn_evenly_from_policies(reward):
     algorithm.update()
 
 
+@pytest.mark.parametrize("changes", [{"window": 2}, {"max_particles": 16}, {}], ids=["window", "thinned", "whole"])
+@pytest.mark.parametrize("exclude", [False, True])
+def test_a_head_without_a_valid_particle_does_not_stop_the_run(changes, exclude):
+    """With one env per head, a single divergence takes all particles of a head."""
+    algorithm = make(num_envs=M, steps=12, particle_stride=1, exclude_own_trajectory=exclude, **changes)
+    roll_out(algorithm, diverge=((0, 1),))
+    features, valid = algorithm.storage["features"].clone(), algorithm.storage["valid"].clone()
+    assert not valid[:, 1].any()
+    rewards, count, metrics = algorithm.state_rewards(features, valid)
+    assert (rewards[:, 1] == 0).all()
+    assert count == (rewards != 0).sum()
+    assert (rewards[:, [0, 2, 3]] != 0).any(dim=0).all()
+    assert all(torch.isfinite(value) for value in metrics.values())
+    if not changes.get("max_particles"):
+        points = algorithm.state_rewards.particles(features)[[0, 2, 3]].flatten(0, 1)
+        expected = knn_entropy_of(points, algorithm.cfg.k)
+        torch.testing.assert_close(metrics["Population/entropy_pool"], expected, atol=1e-4, rtol=1e-4)
+    algorithm.update()
+
+
+def test_heads_with_too_few_particles_are_told_of(caplog):
+    sentence = "diversity and divergences are not measured: k=5 is not below the 3 particles of a head"
+    make(num_envs=M, k=5)
+    assert caplog.text.count(sentence) == 1
+    caplog.clear()
+    make(k=5)
+    assert "not measured" not in caplog.text
+
+
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_repeats_bitwise_and_resumes_bitwise(epochs):
     def weights(algorithm: KMyriad) -> torch.Tensor:

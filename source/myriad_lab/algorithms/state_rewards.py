@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,7 +13,6 @@ from myriad_lab.errors import ConfigurationError, nearest
 from myriad_lab.functional.entropy import (
     REWARD_KINDS,
     EntropyEstimate,
-    entropy,
     knn_entropy,
     log_ball_volume,
     particle_rewards,
@@ -21,6 +21,8 @@ from myriad_lab.functional.entropy import (
 from myriad_lab.functional.knn import knn
 from myriad_lab.functional.masked import masked_mean, masked_std, park_invalid, standardize
 from myriad_lab.storage.particles import ParticleBuffer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -106,6 +108,15 @@ class StateRewards:
         self.per_trajectory = num_steps // cfg.particle_stride
         self.per_policy = self.per_trajectory * num_envs // num_policies
         self._check_counts(num_envs, num_steps)
+        rows = min(self.per_policy, self.drawn_per_policy)
+        self._measures_heads = cfg.k < rows
+        if not self._measures_heads:
+            logger.warning(
+                "the entropies of the heads, their diversity and divergences are not measured: k=%d is not below the %d"
+                " particles of a head; lower k or num_policies, or take more particles",
+                cfg.k,
+                rows,
+            )
         scale = torch.tensor(cfg.feature_scale or [1.0], dtype=torch.float32, device=device).expand(num_features)
         self._scale = scale
         self._log_unit = math.fsum(math.log(s) for s in scale.tolist())
@@ -155,7 +166,7 @@ class StateRewards:
             "Population/entropy_pool": pool.entropy + self._log_unit,
             "Population/reward_std": masked_std(pool.rewards, pool.rewarded),
         }
-        if self._calls % self.cfg.statistics_interval == 0 and self.cfg.k < pool.current.shape[1]:
+        if self._measures_heads and self._calls % self.cfg.statistics_interval == 0:
             metrics |= self._statistics(pool.current)
         self._calls += 1
         return rewards, pool.rewarded.sum().clamp_min(1), metrics
@@ -190,12 +201,8 @@ class StateRewards:
         points = park_invalid(points, mask)
         found = self._estimate(points, self._trajectory_ids)
         # The entropy is measured in the same way whatever the rewards are, so that runs can be compared.
-        volumes = found.log_volumes
-        if self.cfg.exclude_own_trajectory:
-            radii = knn(points, points, self.cfg.k, exclude="self")[0][:, -1]
-            volumes = log_ball_volume(radii, self.num_features, self.cfg.min_radius)
-        volumes = torch.where(mask, volumes, masked_mean(volumes, mask))
-        measured = knn_entropy(volumes, (mask.sum() - 1).clamp_min(1), self.cfg.k)
+        volumes = None if self.cfg.exclude_own_trajectory else found.log_volumes
+        measured = self._entropy(points, mask, volumes)
         return _Pool(found.rewards, mask, points.view(self.num_policies, self.per_policy, -1), measured)
 
     def _reward_drawn(self, points: torch.Tensor, mask: torch.Tensor) -> _Pool:
@@ -205,17 +212,30 @@ class StateRewards:
         ids = torch.arange(first, first + len(points), device=points.device)
         buffer.add(points.view(*shape, -1), ids.view(shape), mask.view(shape))
         count = min(buffer.num_filled, self.drawn_per_policy)
-        pool, drawn = buffer.sample(count, self._generator)
-        pool, drawn = pool.flatten(0, 1), drawn.flatten()
-        found = self._estimate(pool, drawn // self.per_trajectory).rewards
+        pool, drawn = (rows.flatten(0, 1) for rows in buffer.sample(count, self._generator))
+        # Parked rows have trajectories of their own: they must not fill up anybody's.
+        parked_ids = -1 - torch.arange(len(drawn), device=points.device)
+        trajectories = torch.where(drawn >= 0, drawn // self.per_trajectory, parked_ids)
+        found = self._estimate(park_invalid(pool, drawn >= 0), trajectories).rewards
         # What belongs to earlier rollouts goes to one extra slot, so that no count has to reach the host.
         slots = torch.where(drawn >= first, drawn - first, len(points))
         rewards = points.new_zeros(len(points) + 1).index_copy_(0, slots, found)[:-1]
         rewarded = torch.zeros(len(points) + 1, dtype=torch.bool, device=points.device)
         rewarded = rewarded.index_fill_(0, slots, True)[:-1]
-        current, _ = buffer.sample(min(self.per_policy, self.drawn_per_policy), self._generator, window=1)
-        measured = entropy(current.flatten(0, 1), self.cfg.k, min_radius=self.cfg.min_radius)
-        return _Pool(rewards, rewarded, current, measured)
+        current, ids = buffer.sample(min(self.per_policy, self.drawn_per_policy), self._generator, window=1)
+        usable = ids.flatten() >= 0
+        parked = park_invalid(current.flatten(0, 1), usable)
+        return _Pool(rewards, rewarded, parked.view_as(current), self._entropy(parked, usable))
+
+    def _entropy(
+        self, points: torch.Tensor, mask: torch.Tensor, log_volumes: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the entropy of the particles where ``mask``, in scaled units; the others are parked."""
+        if log_volumes is None:
+            radii = knn(points, points, self.cfg.k, exclude="self")[0][:, -1]
+            log_volumes = log_ball_volume(radii, self.num_features, self.cfg.min_radius)
+        log_volumes = torch.where(mask, log_volumes, masked_mean(log_volumes, mask))
+        return knn_entropy(log_volumes, (mask.sum() - 1).clamp_min(1), self.cfg.k)
 
     def _estimate(self, points: torch.Tensor, trajectory_ids: torch.Tensor) -> EntropyEstimate:
         cfg = self.cfg
