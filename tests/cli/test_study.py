@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from myriad_lab.cli import plan, study_cell
 from myriad_lab.cli import study as command
-from myriad_lab.cli import study_cell
 from myriad_lab.cli.main import main, parser_of
-from myriad_lab.cli.plan import given_flags, make_plan
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.evaluation.study import Cell, StudyCfg, load_study, make_cells, read_result, train_arguments
 from myriad_lab.evaluation.study_plots import curve_band
@@ -98,11 +97,11 @@ def test_shipped_studies_ask_for_runs_that_exist(path: Path) -> None:
         seen.add((cell.variant, cell.case, cell.is_prerequisite))
         arguments = train_arguments(study, cell, {} if cell.is_prerequisite else goals[cell.case])
         args, overrides = parser.parse_known_args(arguments)
-        plan = make_plan(given_flags(args), overrides)
-        assert plan.run.seed == cell.seed
+        run = plan.make_plan(plan.given_flags(args), overrides).run
+        assert run.seed == cell.seed
         if study.evaluation.kind == "exploration":
-            assert study.evaluation.num_envs % (plan.run.num_policies or 0) == 0
-            assert study.evaluation.pool_size % (plan.run.num_policies or 0) == 0
+            assert study.evaluation.num_envs % (run.num_policies or 0) == 0
+            assert study.evaluation.pool_size % (run.num_policies or 0) == 0
     assert len(SHIPPED) == 7
 
 
@@ -186,6 +185,76 @@ def test_resumes_and_reruns_only_what_changed(tmp_path: Path, fake: Fake) -> Non
     b = read_result(out / "cells" / "b-near-seed0")
     assert b is not None
     assert b["pretrain"] == {"env_steps": 7, "wall_time": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "rerun"),
+    [
+        # what a prerequisite is made with counts for all that start from it
+        ("max_env_steps: 500", "max_env_steps: 600", ["pre-portfolio-seed0", "b-near-seed0"]),
+        ("{success: success}", "{success: success, return: R}", ["a-near-seed0", "b-near-seed0"]),
+    ],
+)
+def test_what_a_result_depends_on_makes_it_stale(
+    tmp_path: Path, fake: Fake, old: str, new: str, rerun: list[str]
+) -> None:
+    path, out = write(tmp_path), tmp_path / "out"
+    chosen = flags(path, out, only="near-seed0")
+    command.run(chosen)
+    assert "out of date" not in (out / "study.md").read_text()
+    fake.calls.clear()
+    assert old in SMALL
+    write(tmp_path, SMALL.replace(old, new))
+    command.run(flags(path, out, report_only=True))
+    line = f"- out of date: the settings, presets or prerequisites of {len(rerun)} of 3 results"
+    page = (out / "study.md").read_text()
+    assert line in page
+    assert "| method A | 1 |" in page, "results that are out of date are aggregated all the same"
+    command.run(chosen)
+    assert fake.calls == rerun
+    assert "out of date" not in (out / "study.md").read_text()
+
+
+def test_a_changed_preset_makes_results_stale(tmp_path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, out = write(tmp_path), tmp_path / "out"
+    command.run(flags(path, out, num_seeds=1))
+    fake.calls.clear()
+    command.run(flags(path, out, num_seeds=1))
+    assert fake.calls == []
+    load = plan.load_preset
+
+    def changed(group: str, name: str) -> dict[str, Any]:
+        return {**load(group, name), "env": {"episode_steps": 77}} if group == "task" else load(group, name)
+
+    monkeypatch.setattr(plan, "load_preset", changed)
+    command.run(flags(path, out, num_seeds=1))
+    assert len(fake.calls) == 5
+
+
+def test_a_moved_study_is_not_stale(tmp_path: Path, fake: Fake) -> None:
+    path = write(tmp_path)
+    command.run(flags(path, tmp_path / "out", num_seeds=1))
+    fake.calls.clear()
+    (tmp_path / "out").rename(tmp_path / "moved")
+    command.run(flags(path, tmp_path / "moved", num_seeds=1))
+    assert fake.calls == []
+
+
+def test_page_names_the_commit(tmp_path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, out = write(tmp_path), tmp_path / "out"
+    monkeypatch.setattr(command, "git_state", lambda folder: ("abc123", "a difference"))
+    command.run(flags(path, out, only="a-near-seed0"))
+    monkeypatch.setattr(command, "git_state", lambda folder: ("def456", ""))
+    command.run(flags(path, out, only="a-near-seed1"))
+    file = out / "cells" / "a-near-seed2" / "result.json"
+    old = json.loads((out / "cells" / "a-near-seed1" / "result.json").read_text())
+    del old["git_commit"]
+    file.parent.mkdir()
+    file.write_text(json.dumps({**old, "id": "a-near-seed2", "seed": 2}))
+    command.run(flags(path, out, report_only=True))
+    page = (out / "study.md").read_text()
+    assert "- git commit: abc123, with uncommitted changes; def456; not recorded" in page
+    assert "1 of 3 results" in page
 
 
 def test_list_and_report_run_nothing(tmp_path: Path, fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,7 +61,7 @@ def make_plan(flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainP
     parsed = parse_overrides(overrides)
     root = flags.get("runs_root") or RunCfg.runs_root
     resume = _load(flags["checkpoint"], root, flags.get("task")) if flags.get("checkpoint") else None
-    layers = _layers(flags, parsed.groups, resume)
+    layers = make_layers(flags, parsed.groups, resume)
     run: RunCfg = compose(RunCfg(), [layer.get("run", {}) for layer in layers], "run")
     check_choices(run)
     if not run.task:
@@ -83,7 +83,7 @@ def make_plan(flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainP
     return plan
 
 
-def _layers(flags: Mapping[str, Any], groups: Mapping[str, str], resume: Any) -> list[Layer]:
+def make_layers(flags: Mapping[str, Any], groups: Mapping[str, str], resume: Any = None) -> list[Layer]:
     """Return the layers under the overrides: presets, or what a resumed run was made with; then the flags."""
     given: Layer = {"run": dict(flags)}
     if resume is not None:

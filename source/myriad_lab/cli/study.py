@@ -18,17 +18,20 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+from myriad_lab.cli.arguments import split_overrides
 from myriad_lab.cli.machine import hardware, versions
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.evaluation.study import (
     Cell,
     StudyCfg,
+    VariantCfg,
     load_study,
     make_cells,
     read_result,
     signature,
     train_arguments,
 )
+from myriad_lab.portfolio.run_folder import git_state
 
 INTERRUPTED = 130
 """Exit status of a command that a signal asked to stop."""
@@ -69,7 +72,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
         if args.jobs > 1 and study.budget.max_seconds is not None:
             print(f"note: each of {args.jobs} cells at a time gets its share of the cores for its wall-clock")
         run_cells(study, goals, out, args.jobs, args.only)
-    return write_report(study, out, _command(args))
+    return write_report(study, goals, out, _command(args))
 
 
 def study_path(name: str) -> Path:
@@ -98,6 +101,7 @@ def run_cells(study: StudyCfg, goals: dict[str, dict[str, Any]], out: Path, jobs
     cells = [cell for cell in make_cells(study) if only in cell.id]
     wanted = {name for cell in cells for name in cell.needs}
     before = [c for c in make_cells(study) if c.is_prerequisite and (c in cells or c.id in wanted)]
+    marks = make_signatures(study, goals)
     slots: Queue[list[int]] = Queue()
     for cores in split_cores(sorted(os.sched_getaffinity(0)), jobs):
         slots.put(cores)
@@ -105,7 +109,7 @@ def run_cells(study: StudyCfg, goals: dict[str, dict[str, Any]], out: Path, jobs
     def work(cell: Cell) -> None:
         cores = slots.get()
         try:
-            _run_cell(study, cell, goals, out, cores)
+            _run_cell(study, cell, _arguments(study, cell, goals, out), marks[cell.id], out, cores)
         finally:
             slots.put(cores)
 
@@ -120,7 +124,32 @@ def split_cores(cores: Sequence[int], jobs: int) -> list[list[int]]:
     return [[cores[(job * share + i) % len(cores)] for i in range(share)] for job in range(jobs)]
 
 
-def write_report(study: StudyCfg, out: Path, command: str) -> int:
+def make_signatures(study: StudyCfg, goals: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Return id -> fingerprint of all that the result of a cell depends on, presets and prerequisites included."""
+    from myriad_lab.cli.configuration import parse_overrides
+    from myriad_lab.cli.main import parser_of
+    from myriad_lab.cli.plan import given_flags, make_layers
+
+    parser = parser_of("train")
+    marks: dict[str, str] = {}
+    for cell in make_cells(study):
+        variant = _variant(study, cell)
+        # The name of the prerequisite stands for its bundle, so that the folder of the study may move.
+        arguments = train_arguments(study, cell, _case_overrides(cell, goals), variant.portfolio)
+        args, rest = parser.parse_known_args(arguments)
+        overrides = parse_overrides(split_overrides(rest, parser.flags()))
+        settings: dict[str, Any] = {
+            "layers": make_layers(given_flags(args), overrides.groups),
+            "overrides": overrides.values,
+            "needs": [marks[name] for name in cell.needs],
+        }
+        if not cell.is_prerequisite:
+            settings |= {"evaluation": asdict(study.evaluation), "curves": list(study.curves)}
+        marks[cell.id] = signature(settings | {"untrained": variant.untrained})
+    return marks
+
+
+def write_report(study: StudyCfg, goals: dict[str, dict[str, Any]], out: Path, command: str) -> int:
     """Aggregate the results under ``out`` into ``study.json``, ``study.md`` and figures; 1 where a cell failed."""
     from myriad_lab.evaluation.study_plots import plot_curves
     from myriad_lab.evaluation.study_summary import summarise, to_markdown
@@ -129,7 +158,9 @@ def write_report(study: StudyCfg, out: Path, command: str) -> int:
     results = [result for result in found if result is not None]
     summary = summarise(study, results)
     figures = plot_curves(study, results, out) if any(r["status"] == "done" for r in results) else []
-    context = _context(study, results, command)
+    marks = make_signatures(study, goals)
+    stale = [result["id"] for result in results if result["signature"] != marks[result["id"]]]
+    context = _context(study, results, command, stale)
     (out / "study.json").write_text(json.dumps({**summary, "context": context, "results": results}, indent=1))
     page = to_markdown(study, summary, context, figures)
     (out / "study.md").write_text(page)
@@ -138,10 +169,8 @@ def write_report(study: StudyCfg, out: Path, command: str) -> int:
     return 1 if summary["failed"] else 0
 
 
-def _run_cell(study: StudyCfg, cell: Cell, goals: dict[str, dict[str, Any]], out: Path, cores: list[int]) -> None:
+def _run_cell(study: StudyCfg, cell: Cell, arguments: list[str], mark: str, out: Path, cores: list[int]) -> None:
     folder = out / "cells" / cell.id
-    arguments = _arguments(study, cell, goals, out)
-    mark = signature(arguments, study.evaluation, cell.needs)
     result = read_result(folder)
     if result is not None and result["status"] == "done" and result["signature"] == mark:
         return
@@ -150,7 +179,7 @@ def _run_cell(study: StudyCfg, cell: Cell, goals: dict[str, dict[str, Any]], out
     started = time.time()
     record = {"id": cell.id, **asdict(cell), "signature": mark, "arguments": arguments}
     machine = {name: value for name, value in hardware().items() if name in ("cpu", "cores", "gpu")}
-    record |= {"hardware": machine | {"cores of the cell": len(cores)}, "versions": versions()}
+    record |= {"hardware": machine | {"cores of the cell": len(cores)}, "versions": versions(), "git_commit": _commit()}
     try:
         record |= _train_and_evaluate(study, cell, arguments, folder, out, cores) | {"status": "done", "error": ""}
     except _CellError as error:
@@ -177,7 +206,7 @@ def _train_and_evaluate(
         needed[name] = result
     train = ["train", *arguments, "--runs_root", str(folder / "runs"), "--logger", "none"]
     _call(["myriad_lab.cli.main", *train], folder, cores, "train.log")
-    variant = (study.prerequisites if cell.is_prerequisite else study.variants)[cell.variant]
+    variant = _variant(study, cell)
     request = {
         "runs": str(folder / "runs"),
         "out": str(folder / "evaluation.json"),
@@ -216,11 +245,24 @@ def _call(module_and_arguments: list[str], folder: Path, cores: list[int], log: 
 
 def _arguments(study: StudyCfg, cell: Cell, goals: dict[str, dict[str, Any]], out: Path) -> list[str]:
     """Return the training arguments; the bundle of a prerequisite is named by its stable link."""
-    variant = (study.prerequisites if cell.is_prerequisite else study.variants)[cell.variant]
-    portfolio = ""
+    variant, portfolio = _variant(study, cell), ""
     if variant.portfolio:
         portfolio = str(out / "cells" / Cell(variant.portfolio, "", cell.seed, is_prerequisite=True).id / "bundle")
-    return train_arguments(study, cell, {} if cell.is_prerequisite else goals[cell.case], portfolio)
+    return train_arguments(study, cell, _case_overrides(cell, goals), portfolio)
+
+
+def _variant(study: StudyCfg, cell: Cell) -> VariantCfg:
+    return (study.prerequisites if cell.is_prerequisite else study.variants)[cell.variant]
+
+
+def _case_overrides(cell: Cell, goals: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {} if cell.is_prerequisite else goals[cell.case]
+
+
+def _commit() -> str:
+    """Return the commit of the code that is running, and whether it was changed since."""
+    commit, difference = git_state(Path(__file__).parent)
+    return f"{commit or 'none'}{', with uncommitted changes' if difference else ''}"
 
 
 def _scaled(study: StudyCfg, scale: float, num_seeds: int | None) -> StudyCfg:
@@ -241,7 +283,9 @@ def _command(args: argparse.Namespace) -> str:
     return shlex.join(parts)
 
 
-def _context(study: StudyCfg, results: Sequence[dict[str, Any]], command: str) -> dict[str, str]:
+def _context(
+    study: StudyCfg, results: Sequence[dict[str, Any]], command: str, stale: Sequence[str] = ()
+) -> dict[str, str]:
     budget = ", ".join(f"{key} {value:,}" for key, value in asdict(study.budget).items() if value is not None)
     machines = {json.dumps(r["hardware"]) for r in results} or {json.dumps(hardware())}
     packages = {json.dumps(r["versions"]) for r in results} or {json.dumps(versions())}
@@ -249,10 +293,16 @@ def _context(study: StudyCfg, results: Sequence[dict[str, Any]], command: str) -
     def plain(texts: set[str]) -> str:
         return "; ".join(", ".join(f"{k} {v}" for k, v in json.loads(t).items()) for t in sorted(texts))
 
-    return {
-        "command": f"`{command}`",
+    lines = {"command": f"`{command}`"}
+    if stale:
+        lines["out of date"] = (
+            f"the settings, presets or prerequisites of {len(stale)} of {len(results)} results, or how they are "
+            f"recorded, have changed since they were made ({', '.join(stale[:3])}{', ...' if len(stale) > 3 else ''})"
+        )
+    return lines | {
         "budget of each run": budget,
         "hardware": plain(machines),
         "versions": plain(packages),
+        "git commit": "; ".join(sorted({r.get("git_commit", "not recorded") for r in results})) or _commit(),
         "time of all cells": f"{sum(r['seconds'] for r in results) / 60:.0f} min",
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -223,10 +223,9 @@ def train_arguments(study: StudyCfg, cell: Cell, case_overrides: Mapping[str, An
     return arguments + [f"{key}={_hydra(value)}" for key, value in overrides.items()]
 
 
-def signature(arguments: Iterable[str], evaluation: EvaluationCfg, needs: Iterable[str] = ()) -> str:
+def signature(settings: Any) -> str:
     """Return a fingerprint of what a result depends on; a stored result with another one is out of date."""
-    text = json.dumps([list(arguments), asdict(evaluation), list(needs)])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
