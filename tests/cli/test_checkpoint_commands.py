@@ -9,6 +9,9 @@ import onnxruntime
 import pytest
 import torch
 
+import myriad_lab.cli.evaluate as evaluate_command
+import myriad_lab.cli.study as study_command
+import myriad_lab.evaluation.report as report_page
 from myriad_lab.cli.checkpoints import best_head, choose_heads, env_of, env_values, open_bundle
 from myriad_lab.cli.evaluate import EvaluateCfg, evaluate
 from myriad_lab.cli.main import main
@@ -102,12 +105,54 @@ def test_heads_of_the_policy_flag(tmp_path: Path) -> None:
         choose_heads("best", bundle)
     bundle.manifest.head_metrics["mean_reward"] = [0.1, 0.7]
     assert choose_heads("best", bundle) == [1]
-    evaluation = {"checkpoint": bundle.path.name, "heads": [{}, {}], "best_head": {"head": 0}}
+    evaluation = {"checkpoint": bundle.path.name, "task": TASK, "heads": [{}, {}], "best_head": {"head": 0}}
     file = RunFolder.open(bundle.path).evaluation_file
     file.write_text(json.dumps(evaluation))
     assert best_head(bundle) == 0
     file.write_text(json.dumps({**evaluation, "checkpoint": "iteration_000099"}))
     assert best_head(bundle) == 1, "an evaluation of another checkpoint does not count"
+    file.write_text(json.dumps({**evaluation, "task": GOAL_TASK}))
+    assert best_head(bundle) == 1, "nor does one on another task"
+
+
+@pytest.mark.parametrize(("scores", "best"), [([None, 0.2, 0.7], 2), ([0.9, None, 0.7], 0)])
+def test_heads_without_a_finished_episode_are_not_the_best(
+    tmp_path: Path, scores: list[float | None], best: int
+) -> None:
+    bundle = make_bundle(tmp_path)
+    bundle.manifest.num_policies = 3
+    bundle.manifest.head_metrics["mean_reward"] = scores  # pyright: ignore
+    assert best_head(bundle) == best
+    bundle.manifest.head_metrics["mean_reward"] = [None, 0.2, None]  # pyright: ignore
+    with pytest.raises(ConfigurationError, match="nothing says which head"):
+        best_head(bundle)
+
+
+def test_results_that_cannot_be_had_are_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_bundle(tmp_path)
+
+    def work(*_: Any, **__: Any) -> None:
+        raise AssertionError("work was done")
+
+    monkeypatch.setattr(evaluate_command, "env_of", work)
+    monkeypatch.setattr(report_page, "write_report", work)
+    monkeypatch.setattr(study_command, "run_cells", work)
+    (tmp_path / "file").touch()
+    root = ["--runs_root", str(tmp_path)]
+    below = str(tmp_path / "file" / "out")
+    for arguments, message in (
+        (["evaluate", *root, "--pool_size", "256", "--k", "128"], "k=128 with 128 particles for each of 2 heads"),
+        (["evaluate", *root, "--pool_size", "1"], "with 0 particles"),
+        (["evaluate", *root, "--out", below], f"cannot write to {tmp_path / 'file'}"),
+        (["evaluate", *root, "--out", str(tmp_path)], f"cannot write to {tmp_path}: it is a folder"),
+        (["report", *root, "--out", below], f"cannot write to {tmp_path / 'file'}"),
+        (["study", "pretrain_pointmaze", "--out", below], f"cannot write to {below}"),
+        (["benchmark", "knn", "--json", below], f"cannot write to {tmp_path / 'file'}"),
+    ):
+        assert main(arguments) == 2, arguments
+        assert message in capsys.readouterr().err
 
 
 def test_env_is_that_of_the_bundle_unless_told_otherwise(tmp_path: Path) -> None:

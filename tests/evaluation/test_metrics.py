@@ -113,7 +113,7 @@ def test_interval_of_the_entropy_covers_fresh_data() -> None:
 
 def test_bad_recordings_are_refused() -> None:
     points = np.random.default_rng(0).random((2, 4, 10, 2)).astype(np.float32)
-    with pytest.raises(ConfigurationError, match=r"k=9 with 9 particles per head"):
+    with pytest.raises(ConfigurationError, match=r"k=9 with 9 particles for each of"):
         diversity_metrics(make_visits(points), k=9)
     with pytest.raises(ConfigurationError, match="no features"):
         diversity_metrics(make_record(np.zeros((2, 2))))

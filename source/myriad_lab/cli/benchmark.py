@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from myriad_lab.cli.arguments import refuse_overrides
-from myriad_lab.errors import ConfigurationError
 
 BENCHMARKS = ("env", "knn", "population", "learner", "replay")
 """Each is a module of ``myriad_lab.cli.benchmarks``."""
@@ -32,13 +31,14 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """
     import importlib
 
+    from myriad_lab.cli.checkpoints import check_out_file
     from myriad_lab.cli.list_tasks import format_table
     from myriad_lab.cli.machine import check_device, hardware
 
     refuse_overrides("benchmark", overrides)
     check_device(args.device)
-    if args.json and not args.json.parent.is_dir():
-        raise ConfigurationError(f"--json {args.json}: the folder {args.json.parent} does not exist")
+    if args.json:
+        check_out_file(args.json)
     machine = hardware()
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     names = BENCHMARKS if args.name == "all" else (args.name,)

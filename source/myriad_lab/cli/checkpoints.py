@@ -48,6 +48,19 @@ def open_bundle(checkpoint: str | Path, runs_root: str | Path = "runs", device: 
     return load_bundle(resolve_checkpoint(checkpoint, runs_root), device)
 
 
+def check_out_file(path: Path) -> None:
+    """Make sure, before the work, that its result can be written to ``path``.
+
+    Raises:
+        ConfigurationError: If it is a folder, or its folder cannot be made or written.
+    """
+    from myriad_lab.portfolio.atomic import check_writable
+
+    if path.is_dir():
+        raise ConfigurationError(f"cannot write to {path}: it is a folder; give the name of a file")
+    check_writable(path.parent)
+
+
 def run_of(bundle: Bundle) -> RunFolder | None:
     """Return the run folder that holds a bundle, ``None`` for a bundle that was copied out of it."""
     from myriad_lab.portfolio.run_folder import RunFolder
@@ -75,7 +88,7 @@ def choose_heads(policy: str, bundle: Bundle) -> list[int]:
 
 
 def best_head(bundle: Bundle) -> int:
-    """Return the best head: by the evaluation of this very checkpoint, else by the returns in training.
+    """Return the best head: by the evaluation of this very checkpoint on its own task, else by what training measured.
 
     Raises:
         ConfigurationError: If neither is there.
@@ -86,11 +99,14 @@ def best_head(bundle: Bundle) -> int:
     run = run_of(bundle)
     if run is not None and run.evaluation_file.is_file():
         evaluation = json.loads(run.evaluation_file.read_text())
-        if evaluation.get("checkpoint") == bundle.path.name and len(evaluation["heads"]) == manifest.num_policies:
+        of = (evaluation.get("checkpoint"), evaluation.get("task"), len(evaluation["heads"]))
+        if of == (bundle.path.name, manifest.task, manifest.num_policies):
             return int(evaluation["best_head"]["head"])
     for scores in manifest.head_metrics.values():
-        if len(scores) == manifest.num_policies and len(set(scores)) > 1:
-            return max(range(len(scores)), key=lambda i: scores[i])
+        # A head that has not finished an episode has no score.
+        known = {head: score for head, score in enumerate(scores) if score is not None}
+        if len(scores) == manifest.num_policies and len(set(known.values())) > 1:
+            return max(known, key=known.__getitem__)
     raise ConfigurationError(
         f"nothing says which head of {bundle.path} is best; run `myriad evaluate --checkpoint {bundle.path}` first, "
         "or give a number"

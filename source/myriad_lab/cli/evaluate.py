@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from myriad_lab.cli.checkpoints import add_checkpoint_flags, add_env_flags, choose_heads, env_of, open_bundle, run_of
+from myriad_lab.cli.checkpoints import (
+    add_checkpoint_flags,
+    add_env_flags,
+    check_out_file,
+    choose_heads,
+    env_of,
+    open_bundle,
+    run_of,
+)
 
 if TYPE_CHECKING:
     from myriad_lab.envs.contract import VecEnv
@@ -91,11 +99,20 @@ def evaluate(
 
     Returns:
         The result and its file, ``None`` for a bundle outside a run folder with no ``out`` given.
+
+    Raises:
+        ConfigurationError: Before any work, if ``k`` is too large or the file cannot be written.
     """
+    from myriad_lab.evaluation.diversity import choose_neighbours
     from myriad_lab.portfolio.atomic import write_json
 
     cfg = cfg or EvaluateCfg()
     heads = list(range(bundle.manifest.num_policies)) if heads is None else list(heads)
+    choose_neighbours(cfg.k, cfg.pool_size // len(heads), len(heads))
+    folder = run_of(bundle)
+    path = Path(out) if out is not None else folder.evaluation_file if folder is not None else None
+    if path is not None:
+        check_out_file(path)
     actor = bundle.actor.select(heads).to(cfg.device).eval()
     num_envs = cfg.num_envs or len(heads) * max(1, TARGET_ENVS // len(heads))
     where = {"task": cfg.task, "backend": cfg.backend, "device": cfg.device, "seed": cfg.seed}
@@ -109,8 +126,6 @@ def evaluate(
     finally:
         env.close()
     result = _result(bundle, cfg, heads, visits, episodes, task)
-    folder = run_of(bundle)
-    path = Path(out) if out is not None else folder.evaluation_file if folder is not None else None
     if path is not None:
         _save_records(path.parent / "recordings", {"evaluation_visits": visits, "evaluation": episodes})
         write_json(path, result)

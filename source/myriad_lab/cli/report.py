@@ -35,14 +35,21 @@ def report(
 
     Raises:
         CheckpointError: If there is no such run, or a file in it is damaged.
-        ConfigurationError: If matplotlib is missing.
+        ConfigurationError: If matplotlib is missing, or the page cannot be written.
     """
     import importlib.util
 
+    from myriad_lab.cli.checkpoints import check_out_file
     from myriad_lab.errors import ConfigurationError
     from myriad_lab.evaluation.report import write_report
-    from myriad_lab.portfolio.run_folder import resolve_checkpoint
+    from myriad_lab.portfolio.atomic import check_writable
+    from myriad_lab.portfolio.run_folder import RunFolder, resolve_checkpoint
 
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigurationError("the report needs matplotlib; install it with: pip install 'myriad-lab[viz]'")
-    return write_report(resolve_checkpoint(checkpoint, runs_root), others, out)
+    path = resolve_checkpoint(checkpoint, runs_root)
+    if out is None:
+        check_writable(RunFolder.open(path).path)
+    else:
+        check_out_file(Path(out))
+    return write_report(path, others, out)

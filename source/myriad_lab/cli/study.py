@@ -31,6 +31,7 @@ from myriad_lab.evaluation.study import (
     signature,
     train_arguments,
 )
+from myriad_lab.portfolio.atomic import check_writable
 from myriad_lab.portfolio.run_folder import git_state
 
 INTERRUPTED = 130
@@ -55,7 +56,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Run the missing cells, then aggregate; returns 1 where a cell failed.
 
     Raises:
-        ConfigurationError: Where the study is unknown or does not validate, or the flags do.
+        ConfigurationError: Where the study is unknown or does not validate, the flags do not, or ``--out`` cannot be
+            written.
     """
     if args.jobs < 1 or args.scale <= 0:
         raise ConfigurationError(f"--jobs {args.jobs} and --scale {args.scale} must be positive.")
@@ -68,6 +70,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
         for cell in make_cells(study):
             print(f"{cell.id}: myriad train {shlex.join(_arguments(study, cell, goals, out))}")
         return 0
+    check_writable(out)
     if not args.report_only:
         if args.jobs > 1 and study.budget.max_seconds is not None:
             print(f"note: each of {args.jobs} cells at a time gets its share of the cores for its wall-clock")

@@ -50,12 +50,7 @@ def diversity_metrics(
     """
     groups = _deal(record, pool_size // record.num_policies, num_groups, seed)
     particles = groups[0].shape[1]
-    k = max(1, min(NEIGHBOURS, particles // 2)) if k is None else k
-    if not 1 <= k < particles:
-        raise ConfigurationError(
-            f"k={k} with {particles} particles per head ({record.num_policies} heads, pool of {pool_size}); "
-            "k must be at least 1 and smaller than that: lower k or record more"
-        )
+    k = choose_neighbours(k, particles, record.num_policies)
     results = [_plain(population_statistics(torch.from_numpy(points), k)) for points in groups]
     portfolio: dict[str, Any] = {
         "entropy_heads_mean": interval([result["entropy_heads"].mean() for result in results], seed),
@@ -75,6 +70,21 @@ def diversity_metrics(
         for head in range(record.num_policies)
     ]
     return portfolio, heads
+
+
+def choose_neighbours(k: int | None, particles: int, num_policies: int) -> int:
+    """Return which neighbour to measure at: ``k``, or what suits the number of ``particles`` per head.
+
+    Raises:
+        ConfigurationError: If k is not smaller than the particles of a head.
+    """
+    k = max(1, min(NEIGHBOURS, particles // 2)) if k is None else k
+    if not 1 <= k < particles:
+        raise ConfigurationError(
+            f"k={k} with {particles} particles for each of {num_policies} heads; k must be at least 1 and smaller than "
+            "that: lower k, or raise pool_size or the number of episodes"
+        )
+    return k
 
 
 def _deal(record: EpisodeRecord, particles: int, num_groups: int, seed: int) -> list[np.ndarray]:
