@@ -10,6 +10,10 @@ class ConfigurationError(ValueError):
     """Bad input, found before any work: names the value, what was expected and how to mend it."""
 
 
+class BrokenPolicyError(ValueError, FloatingPointError):
+    """Actions that are not a number: the weights of the policy broke in an update before."""
+
+
 class CheckpointError(RuntimeError):
     """A bundle that is missing, truncated, of a newer schema, or of another task than asked for."""
 

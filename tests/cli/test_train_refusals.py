@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from myriad_lab.cli import train as train_module
 from myriad_lab.cli.main import main
@@ -138,3 +139,12 @@ def test_features_with_nan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     monkeypatch.setattr(PointMazeTask, "features", lambda self, state: state.root_pos_w[:, :2] * float("nan"))
     line = refused(capsys, "--task", TASK, *SMALL, *TINY_NETWORK)
     assert "group 'features' is not finite at the start, in 8 of 8 envs, columns [0, 1]" in line
+
+
+def test_a_policy_that_breaks_in_training(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from myriad_lab.algorithms.pql import PQL
+
+    monkeypatch.setattr(PQL, "act", lambda self, obs: torch.full((self.num_envs, self.num_actions), float("nan")))
+    assert main(["train", "--task", f"{TASK}-Goal", "--algorithm", "pql", *SMALL, *TINY_NETWORK]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: NaN in the actions of envs [0, 1, 2, 3, 4, 5, 6, 7]: the policy broke")

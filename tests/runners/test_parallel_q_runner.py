@@ -17,6 +17,7 @@ from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.pql import PQLCfg
 from myriad_lab.distributed.workers import WorkerDied
 from myriad_lab.errors import CheckpointError, ConfigurationError
+from myriad_lab.monitor.nan_guard import NanGuardError
 from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
 from myriad_lab.networks.q_ensemble import QEnsembleCfg
 from myriad_lab.portfolio.bundle import load_bundle
@@ -31,7 +32,7 @@ ACTOR = PopulationActorCfg(trunk=[32], adapter_dim=16, obs_normalization=True)
 
 def make(run: RunFolder | None = None, env: Any = None, heads: int = 2, **changes: Any) -> ParallelQRunner:
     loop = {key: changes.pop(key) for key in list(changes) if key in ParallelQRunnerCfg.__dataclass_fields__}
-    rest = {key: changes.pop(key) for key in ("callbacks", "loggers", "evaluator", "actor") if key in changes}
+    rest = {key: changes.pop(key) for key in ("callbacks", "loggers", "actor") if key in changes}
     learner = {"gamma": 0.0, "n_step": 1, "batch_size": 64, "warmup_steps": 8, "actor_lr": 3e-3, "critic_lr": 3e-3}
     critic = QEnsembleCfg(hidden=[64])
     cfg = PQLCfg(**{**learner, "actor": ACTOR, "critic": critic, "replay_capacity": 20_000, **changes})
@@ -154,6 +155,46 @@ def test_a_learner_that_raises_hands_over_its_traceback() -> None:
         runner.learn(1000)
 
 
+def test_a_broken_critic_ends_the_run_before_it_is_saved(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "broken")
+
+    def spoil(runner: Any) -> None:
+        runner.algorithm.target_critic.biases[-1].fill_(float("nan"))
+
+    actor = PopulationActor(2, 2, 2, ACTOR)  # from a portfolio: it goes on acting well while the critics warm up
+    runner = make(run, actor=actor, save_interval=1, keep_checkpoints=1, callbacks=[Hook(60, spoil)])
+    with pytest.raises(NanGuardError, match=r"not finite: Loss/critic=nan.* lower it"):
+        runner.learn(100)
+    assert load_bundle(run.latest()).manifest.iteration == 2
+    assert bool(torch.isfinite(torch.cat([p.flatten() for p in runner.actor.parameters()])).all())
+
+
+def test_a_critic_that_breaks_in_its_own_process_ends_the_run() -> None:
+    runner = make(mode="parallel", critic_lr=1e38, actor=PopulationActor(2, 2, 2, ACTOR))
+    with pytest.raises(NanGuardError, match="not finite: Loss/critic="):
+        runner.learn(1000)
+
+
+def test_nothing_broken_is_saved(tmp_path: Path) -> None:
+    runner = make()
+    runner.learn(1)
+    state = next(iter(runner.algorithm.critic_optimizer.state.values()))
+    state["exp_avg_sq"].view(-1)[3] = float("inf")
+    with pytest.raises(NanGuardError, match=r"critic_optimizer\.state\.0\.exp_avg_sq"):
+        runner.save(tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_guard_names_the_head_that_broke() -> None:
+    def spoil(runner: Any) -> None:
+        runner.actor.heads.out_bias.data[1] = float("nan")
+
+    runner = make(heads=4, halving_iterations=[1], policy_delay=1000, callbacks=[Hook(30, spoil)])
+    with pytest.raises(NanGuardError, match=r"actions; 8 of 16 envs, env ids 8, 9, 10, .*, policy ids 1\."):
+        runner.learn(4)
+    assert runner.num_policies == 2
+
+
 COLLECTOR = """
 import sys
 sys.path[:0] = {paths}
@@ -219,17 +260,17 @@ def test_no_head_is_dropped_while_all_are_alike(caplog: pytest.LogCaptureFixture
     assert "none is dropped" in caplog.text
 
 
-def test_evaluator_best_and_stop(tmp_path: Path) -> None:
+class Score(Callback):
+    """Adds a metric that is best after the second iteration."""
+
+    def on_iteration(self, runner: Any, metrics: dict[str, float]) -> None:
+        metrics["Eval/score"] = [1.0, 3.0, 2.0, 9.0][runner.iteration]
+
+
+def test_best_and_stop(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "best")
-    scores = iter([1.0, 3.0, 2.0, 9.0])
-    runner = make(
-        run,
-        evaluator=lambda actor: {"Eval/score": next(scores)},
-        evaluation_interval=1,
-        save_interval=1,
-        best_metric="Eval/score",
-        callbacks=[Hook(60, lambda runner: runner.request_stop())],
-    )
+    callbacks = [Score(), Hook(60, lambda runner: runner.request_stop())]
+    runner = make(run, save_interval=1, best_metric="Eval/score", callbacks=callbacks)
     runner.learn(100)
     assert runner.iteration == 3
     assert run.best().name == "iteration_000002"

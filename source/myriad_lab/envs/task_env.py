@@ -12,7 +12,7 @@ from myriad_lab.envs.contract import EnvSpec, TermSpec, VecEnv
 from myriad_lab.envs.robot_state import RobotState
 from myriad_lab.envs.simulator import Simulator
 from myriad_lab.envs.task import Task
-from myriad_lab.errors import ConfigurationError
+from myriad_lab.errors import BrokenPolicyError, ConfigurationError
 
 
 class TaskEnv(VecEnv):
@@ -93,7 +93,8 @@ class TaskEnv(VecEnv):
         """Apply the actions, clamped to [-1, 1], shape ``(num_envs, num_actions)``; see ``VecEnv``.
 
         Raises:
-            ValueError: The shape is wrong or an action is not a number; the message names the envs.
+            ValueError: The shape is wrong.
+            BrokenPolicyError: An action is not a number; the message names the envs.
         """
         diverged = self.simulator.step(self._checked(actions))
         self.episode_length_buf += 1
@@ -167,7 +168,10 @@ class TaskEnv(VecEnv):
             rows = torch.isnan(actions).any(1).nonzero().flatten().tolist()
             if rows:
                 more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
-                raise ValueError(f"NaN in the actions of envs {rows[:8]}{more}: the policy broke before this step.")
+                raise BrokenPolicyError(
+                    f"NaN in the actions of envs {rows[:8]}{more}: the policy broke before this step; lower its "
+                    "learning rate, or look for rewards or observations out of scale"
+                )
         return actions.detach().to(self.device, torch.float32).clamp(-1.0, 1.0)
 
     def _reward_terms(self, state: RobotState) -> torch.Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 
 _SHOWN = 8
+_MEND_LEARNING = "the learning rate is too high or an observation is out of scale: lower it, or set obs_normalization"
+_LAST_CHECKPOINT = "The last checkpoint is from before this."
 
 
 class Term(Protocol):
@@ -30,7 +33,44 @@ class Term(Protocol):
 
 
 class NanGuardError(FloatingPointError):
-    """NaN or infinity in observations, rewards or actions."""
+    """NaN or infinity in observations, rewards, actions, losses or networks."""
+
+
+def check_metrics(metrics: Mapping[str, float], names: Sequence[str]) -> None:
+    """Check logged numbers, once an iteration: they are on the host already.
+
+    Args:
+        metrics: What is logged.
+        names: Those to check, as far as they are there.
+
+    Raises:
+        NanGuardError: If one is not finite.
+    """
+    bad = {name: metrics[name] for name in names if name in metrics and not math.isfinite(metrics[name])}
+    if bad:
+        told = ", ".join(f"{name}={value}" for name, value in bad.items())
+        raise NanGuardError(f"not finite: {told}. What to do: {_MEND_LEARNING}. {_LAST_CHECKPOINT}")
+
+
+def check_state(state: Any) -> None:
+    """Check all floating-point tensors of a nested state, as of networks and optimisers, before it is written.
+
+    Raises:
+        NanGuardError: If one is not finite; names it.
+    """
+    for name, tensor in _tensors(state):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise NanGuardError(f"not finite: {name}. What to do: {_MEND_LEARNING}. {_LAST_CHECKPOINT}")
+
+
+def _tensors(state: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (dotted name, tensor) of everything in a nested state."""
+    if isinstance(state, torch.Tensor):
+        yield name, state
+    elif isinstance(state, Mapping | list | tuple):
+        items = state.items() if isinstance(state, Mapping) else enumerate(state)
+        for key, value in items:
+            yield from _tensors(value, f"{name}.{key}" if name else str(key))
 
 
 class NanGuard:
@@ -78,13 +118,13 @@ class NanGuard:
         terms = self._terms(group, bad.any(0).nonzero().flatten().tolist())
         where = f"{label}, {terms}" if terms else label
         mend = (
-            "the learning rate is too high or an observation is out of scale: lower it, or set obs_normalization"
+            _MEND_LEARNING
             if label == "actions"
             else "the task computed it from a finite state: look for a division, a root or a logarithm in that term"
         )
         return (
             f"not finite: {where}; {len(env_ids)} of {bad.shape[0]} envs, env ids {_some(env_ids)}, policy ids"
-            f" {_some(policy_ids)}. What to do: {mend}. The last checkpoint is from before this."
+            f" {_some(policy_ids)}. What to do: {mend}. {_LAST_CHECKPOINT}"
         )
 
     def _terms(self, group: str, columns: list[int]) -> str:

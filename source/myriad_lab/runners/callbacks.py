@@ -81,5 +81,6 @@ class NanGuardCallback(Callback):
         """
         self._steps += 1
         if self._guard is not None and self._steps % self.interval == 0:
+            self._guard.envs_per_policy = runner.env.num_envs // runner.num_policies  # heads may have been dropped
             observations = {name: step.next_obs[name] for name in step.next_obs.keys()}  # noqa: SIM118
             self._guard.check(step.actions, step.rewards, observations, step.valid)

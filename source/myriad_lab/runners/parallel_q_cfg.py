@@ -31,8 +31,8 @@ class ParallelQRunnerCfg:
     """Checkpoints kept, beside the best one."""
     save_replay: bool = False
     """Whether checkpoints hold the replay memory; without it, a resumed run first collects ``warmup_steps`` again."""
-    evaluation_interval: int = 0
-    """Iterations between evaluations, 0 for none; needs an evaluator."""
+    nan_guard_interval: int = 1
+    """Env steps between two checks for values that are not finite; 0 switches them off."""
     best_metric: str = "Train/mean_reward"
     """Logged metric, larger is better, that decides which checkpoint is ``best``."""
     halving_iterations: list[int] = field(default_factory=list)
@@ -42,6 +42,7 @@ class ParallelQRunnerCfg:
         """Raise ``ConfigurationError`` where a value is out of range."""
         if self.mode not in MODES:
             raise ConfigurationError(f"mode={self.mode!r} is unknown. {nearest(self.mode, MODES)}")
-        for name in ("num_steps_per_iteration", "max_lead", "learner_threads", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1.")
+        least = dict.fromkeys(("num_steps_per_iteration", "max_lead", "learner_threads", "keep_checkpoints"), 1)
+        for name, lowest in (least | {"save_interval": 0, "nan_guard_interval": 0}).items():
+            if getattr(self, name) < lowest:
+                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least {lowest}.")

@@ -47,7 +47,7 @@ class Wiring:
     updates: torch.Tensor
     """Critic and policy updates done, int64 (2,); each entry has one writer."""
     metrics: tuple[torch.Tensor, torch.Tensor]
-    """Newest ``VALUE_METRICS`` and ``POLICY_METRICS``, float32; NaN until there are some."""
+    """Newest ``VALUE_METRICS`` and ``POLICY_METRICS``, float32, and at the end of each whether there are any."""
 
 
 def collector_lead(cfg: PQLCfg, max_lead: int) -> int:
@@ -125,9 +125,10 @@ class ParallelLearners:
 
     def metrics(self) -> dict[str, float]:
         """Return the learners' newest losses, their counts and the age of the acting policy."""
-        names = (*VALUE_METRICS, *POLICY_METRICS)
-        values = torch.cat(self._wiring.metrics).tolist()
-        out = {name: value for name, value in zip(names, values, strict=True) if value == value}
+        out: dict[str, float] = {}
+        for names, told in zip((VALUE_METRICS, POLICY_METRICS), self._wiring.metrics, strict=True):
+            *values, there = told.tolist()
+            out |= dict(zip(names, values, strict=True)) if there else {}
         return {**out, "Perf/policy_lag": float(self._wiring.updates[_POLICY] - self._acting_version)}
 
     def updates(self) -> tuple[int, int]:
@@ -208,12 +209,13 @@ def _statistics(algorithm: PQL) -> list[torch.Tensor]:
 
 
 def _report(names: tuple[str, ...]) -> torch.Tensor:
-    return torch.full((len(names),), math.nan).share_memory_()
+    return torch.zeros(len(names) + 1).share_memory_()
 
 
 def _tell(shared: torch.Tensor, metrics: dict[str, torch.Tensor], names: tuple[str, ...], count: int) -> None:
     if count % _REPORT_EVERY == 1:  # reading a loss waits for the device: seldom
-        shared.copy_(torch.stack([metrics[name] for name in names]))
+        shared[:-1] = torch.stack([metrics[name] for name in names])
+        shared[-1] = 1.0
 
 
 def _dump(**parts: Any) -> bytes:

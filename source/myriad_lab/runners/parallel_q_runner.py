@@ -13,16 +13,17 @@ import torch
 from tensordict import TensorDict
 
 from myriad_lab.algorithms.algorithm import Step
-from myriad_lab.algorithms.pql import PQL, PQLCfg
+from myriad_lab.algorithms.pql import POLICY_METRICS, PQL, VALUE_METRICS, PQLCfg
 from myriad_lab.envs.contract import VecEnv
 from myriad_lab.errors import CheckpointError, ConfigurationError
 from myriad_lab.monitor.logger import Logger
+from myriad_lab.monitor.nan_guard import check_metrics, check_state
 from myriad_lab.networks.population import PopulationActor
 from myriad_lab.portfolio.bundle import check_resume, describe_network, load_bundle, save_bundle
 from myriad_lab.portfolio.manifest import Manifest
 from myriad_lab.portfolio.plain_state import capture_rng_state, restore_rng_state
 from myriad_lab.portfolio.run_folder import RunFolder
-from myriad_lab.runners.callbacks import Callback, CallbackList
+from myriad_lab.runners.callbacks import Callback, CallbackList, NanGuardCallback
 from myriad_lab.runners.episode_tracker import EpisodeTracker
 from myriad_lab.runners.mean_log import MeanLog
 from myriad_lab.runners.parallel_q_cfg import ParallelQRunnerCfg
@@ -31,8 +32,6 @@ from myriad_lab.runners.parallel_q_processes import ParallelLearners, guard_slot
 __all__ = ["ParallelQRunner", "ParallelQRunnerCfg"]
 
 logger = logging.getLogger(__name__)
-
-Evaluator = Callable[[PopulationActor], dict[str, float]]
 
 
 class ParallelQRunner:
@@ -47,9 +46,8 @@ class ParallelQRunner:
         seed: Seed of the algorithm.
         num_policies: Heads of a fresh population; ignored where ``actor`` is given.
         actor: The policies to start from, e.g. ``portfolio.bundle.seed_actor``, trained in place.
-        callbacks: Observers, in order.
+        callbacks: Observers, in order, after the NaN guard.
         loggers: Where the metrics go.
-        evaluator: Called with the actor every ``evaluation_interval`` iterations; its entries are logged.
         manifest_extra: Fields of the manifests that only the caller knows, e.g. ``config`` and ``parent``.
 
     Raises:
@@ -71,7 +69,6 @@ class ParallelQRunner:
         actor: PopulationActor | None = None,
         callbacks: Sequence[Callback] = (),
         loggers: Sequence[Logger] = (),
-        evaluator: Evaluator | None = None,
         manifest_extra: Mapping[str, Any] | None = None,
     ) -> None:
         self.env, self.cfg, self.runner_cfg = env, cfg, runner_cfg or ParallelQRunnerCfg()
@@ -89,7 +86,9 @@ class ParallelQRunner:
             actor = PopulationActor(sizes["policy"], env.num_actions, num_policies, cfg.actor, weights)
         guard = guard_slots(cfg, self.runner_cfg.max_lead)
         self.algorithm = PQL(actor, cfg, env.num_envs, sizes, device, seed, seeded=seeded, guard_slots=guard)
-        self.callbacks, self.loggers, self.evaluator = CallbackList(callbacks), list(loggers), evaluator
+        every = self.runner_cfg.nan_guard_interval
+        self.callbacks = CallbackList([*([NanGuardCallback(every)] if every else []), *callbacks])
+        self.loggers = list(loggers)
         self.manifest_extra = dict(manifest_extra or {})
         self.iteration, self.env_steps, self.wall_time = 0, 0, 0.0
         self.metrics: dict[str, float] = {}
@@ -120,6 +119,7 @@ class ParallelQRunner:
 
         Raises:
             WorkerDied: If a learner process dies; the last checkpoint stays.
+            NanGuardError: If a value, a loss or a network is not finite; the last checkpoint stays.
         """
         self._stop = False
         self.callbacks.on_start(self)
@@ -141,10 +141,16 @@ class ParallelQRunner:
         self._stop = True
 
     def save(self, path: str | Path) -> Path:
-        """Write a bundle with all that is needed to resume."""
+        """Write a bundle with all that is needed to resume.
+
+        Raises:
+            NanGuardError: If a network or an optimiser is not finite; nothing is written then.
+        """
         self._sync()
+        algorithm = self.algorithm.state_dict()
+        check_state(algorithm)
         state = {
-            "algorithm": self.algorithm.state_dict(),
+            "algorithm": algorithm,
             "env": self.env.state_dict(),
             "tracker": self.episodes.state_dict(),
             "rng": capture_rng_state(),
@@ -216,11 +222,9 @@ class ParallelQRunner:
         elapsed = time.perf_counter() - started
         self.wall_time += elapsed
         self.metrics = self._collect_metrics(means.read(), elapsed)
+        check_metrics(self.metrics, (*VALUE_METRICS, *POLICY_METRICS))
         if self.iteration + 1 in self.runner_cfg.halving_iterations and self.num_policies > 1:
             self._halve()
-        if self.evaluator is not None and self._is_due(self.runner_cfg.evaluation_interval, self.iteration + 1):
-            self._sync()
-            self.metrics |= self.evaluator(self.actor)
         self.callbacks.on_iteration(self, self.metrics)
         for sink in self.loggers:
             sink.log(self.metrics, self.iteration)
@@ -325,8 +329,7 @@ class ParallelQRunner:
         return interval > 0 and iteration % interval == 0
 
     def _manifest(self) -> Manifest:
-        task = getattr(self.env, "task", None)
-        arena = getattr(task, "arena", None)
+        arena = getattr(getattr(self.env, "task", None), "arena", None)
         fields: dict[str, Any] = {
             "task": self.env.spec.task,
             "algorithm": self.algorithm_name,
