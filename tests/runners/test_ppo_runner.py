@@ -9,6 +9,7 @@ import torch
 from identity_env import IdentityEnv
 from myriad_lab.errors import CheckpointError, ConfigurationError
 from myriad_lab.monitor.logger import make_loggers
+from myriad_lab.monitor.nan_guard import NanGuardError
 from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
 from myriad_lab.portfolio.bundle import load_bundle
 from myriad_lab.portfolio.run_folder import RunFolder
@@ -137,25 +138,46 @@ def test_a_head_that_does_not_fit_is_refused() -> None:
         make_runner(make_head(3))
 
 
-@pytest.mark.parametrize("from_head", [False, True])
-def test_resume_is_bit_exact(tmp_path: Path, from_head: bool) -> None:
-    def start() -> PPORunner:
-        return make_runner(make_head() if from_head else None)
-
-    whole = start()
-    whole.learn(6)
-    first = start()
-    first.learn(3)
-    first.save(tmp_path / "bundle")
-    second = make_runner()  # without the head: the bundle knows that there was one
-    second.load(tmp_path / "bundle")
-    assert (second.iteration, second.env_steps) == (3, 3 * 16 * 32)
-    second.learn(3)
-    ours, theirs = (runner._rsl.alg.get_policy().state_dict() for runner in (whole, second))
+def assert_alike(first: PPORunner, second: PPORunner) -> None:
+    ours, theirs = (runner._rsl.alg.get_policy().state_dict() for runner in (first, second))
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         assert torch.equal(value, theirs[name]), name
-    assert whole.metrics["Train/mean_reward"] == second.metrics["Train/mean_reward"]
+    assert first.metrics["Train/mean_reward"] == second.metrics["Train/mean_reward"]
+
+
+@pytest.mark.parametrize("from_head", [False, True])
+def test_resume_is_bit_exact_and_saving_changes_nothing(tmp_path: Path, from_head: bool) -> None:
+    def start(run: RunFolder | None = None) -> PPORunner:
+        return make_runner(make_head() if from_head else None, run)
+
+    unsaved = start()
+    unsaved.learn(7)
+    saved = start(RunFolder.create(tmp_path, "whole"))
+    saved.learn(7)  # saves after 5 iterations
+    assert_alike(unsaved, saved)
+    assert saved.run_folder is not None
+    resumed = make_runner()  # without the head: the bundle knows that there was one
+    resumed.load(saved.run_folder.checkpoint_path(5))
+    assert (resumed.iteration, resumed.env_steps) == (5, 5 * 16 * 32)
+    resumed.learn(2)
+    assert_alike(saved, resumed)
+
+
+@pytest.mark.parametrize("from_head", [False, True])
+def test_looking_at_the_policy_draws_no_random_numbers(from_head: bool) -> None:
+    runner = make_runner(make_head() if from_head else None)
+    before = torch.get_rng_state()
+    runner.actor.select([0]).single(0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_broken_critic_is_not_saved(tmp_path: Path) -> None:
+    runner = make_runner()
+    runner._rsl.alg.critic.mlp[0].bias.data[3] = float("nan")
+    with pytest.raises(NanGuardError, match=r"critic_state_dict\.mlp\.0\.bias"):
+        runner.save(tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_resume_refuses_another_task_and_size(tmp_path: Path) -> None:

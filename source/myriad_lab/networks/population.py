@@ -195,7 +195,9 @@ class PopulationActor(nn.Module):
         """
         ids = self._check_ids(head_ids)
         stacked = {f"heads.{name}" for name in self.heads.stacked_names()} | {"raw_log_std"}
-        copy = PopulationActor(self.num_obs, self.num_actions, len(ids), self.cfg)
+        # The initial weights are overwritten; drawing them must not move the global generator.
+        with torch.random.fork_rng(devices=[]):
+            copy = PopulationActor(self.num_obs, self.num_actions, len(ids), self.cfg)
         state = {k: (v[ids] if k in stacked else v).detach().clone() for k, v in self.state_dict().items()}
         copy.load_state_dict(state)
         return copy.to(self.heads.out_weight.device)
@@ -289,7 +291,8 @@ class PopulationValue(nn.Module):
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
     """Return a linear layer from a matrix stored as (inputs, outputs)."""
-    layer = nn.Linear(weight.shape[0], weight.shape[1])
+    with torch.random.fork_rng(devices=[]):  # an export must not move the global generator either
+        layer = nn.Linear(weight.shape[0], weight.shape[1])
     with torch.no_grad():
         layer.weight.copy_(weight.T)
         layer.bias.copy_(bias)

@@ -19,6 +19,7 @@ from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.envs.contract import VecEnv
 from myriad_lab.errors import CheckpointError, ConfigurationError
 from myriad_lab.monitor.logger import Logger
+from myriad_lab.monitor.nan_guard import check_state
 from myriad_lab.networks.population import PopulationActor
 from myriad_lab.portfolio.bundle import check_resume, load_bundle, save_bundle
 from myriad_lab.portfolio.manifest import Manifest
@@ -144,8 +145,11 @@ class PPORunner:
         """Write a bundle that ``evaluate``, ``export`` and ``load`` read.
 
         Raises:
-            CheckpointError: Where it cannot be written or a weight is not finite.
+            CheckpointError: Where it cannot be written.
+            NanGuardError: If a network or its optimiser is not finite; nothing is written then.
         """
+        learner = self._rsl.alg.save()
+        check_state(learner)
         arena = getattr(getattr(self.env, "task", None), "arena", None)
         entries = {
             "task": self.env.spec.task,
@@ -164,7 +168,7 @@ class PPORunner:
             "arena": None if arena is None else arena.to_dict(),
         }
         state = {
-            "rsl": self._rsl.alg.save(),
+            "rsl": learner,
             "learning_rate": self._rsl.alg.learning_rate,
             "from_head": self.from_head,
             "env": self.env.state_dict(),

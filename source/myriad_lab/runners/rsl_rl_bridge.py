@@ -231,7 +231,8 @@ def population_from_mlp(model: Any, activation: str) -> PopulationActor:
         log_std_range=[low, high],
         squash="clip",
     )
-    actor = PopulationActor(hidden[0].in_features, last.out_features, 1, cfg).to(last.weight.device)
+    with torch.random.fork_rng(devices=[]):  # a checkpoint must not move the generator that training draws from
+        actor = PopulationActor(hidden[0].in_features, last.out_features, 1, cfg).to(last.weight.device)
     targets = [layer for layer in actor.trunk if isinstance(layer, nn.Linear)]
     for source, target in zip(hidden, targets, strict=True):
         target.weight.copy_(source.weight)
