@@ -23,7 +23,7 @@ from myriad_lab.networks.q_ensemble import QEnsembleCfg
 from myriad_lab.portfolio.bundle import load_bundle
 from myriad_lab.portfolio.run_folder import RunFolder
 from myriad_lab.runners.callbacks import Callback
-from myriad_lab.runners.parallel_q_processes import POLICY_LEARNER, VALUE_LEARNER
+from myriad_lab.runners.parallel_q_processes import POLICY_LEARNER, VALUE_LEARNER, _pack, _unpack
 from myriad_lab.runners.parallel_q_runner import ParallelQRunner, ParallelQRunnerCfg
 from predictable_env import PredictableEnv
 
@@ -130,6 +130,38 @@ def test_ratios_are_held_by_counting(rate: float, delay: int) -> None:
         assert earned - slack * rate - 1 <= value <= earned
         assert value / delay - lead - 1 <= policy <= value / delay
     assert runner.metrics["Perf/policy_lag"] >= 0.0
+
+
+def test_saving_keeps_the_newest_observation_statistics(tmp_path: Path) -> None:
+    def save(runner: Any) -> None:
+        networks = (runner.actor, runner.algorithm.critic, runner.algorithm.target_critic)
+        for network in networks:
+            network.normalizer.count += 1000.0  # which no learner has seen yet
+        before = [network.normalizer.state_dict() for network in networks]
+        before = [{name: value.clone() for name, value in state.items()} for state in before]
+        runner.save(tmp_path / "bundle")
+        for network, state in zip(networks, before, strict=True):
+            assert all(torch.equal(value, state[name]) for name, value in network.normalizer.state_dict().items())
+        assert load_bundle(tmp_path / "bundle").actor.normalizer.count == before[0]["count"]
+
+    make(mode="parallel", callbacks=[Hook(60, save)]).learn(3)
+
+
+def test_learners_draw_different_rows_also_from_a_replay_memory_on_another_device() -> None:
+    runner = make()
+    runner.learn(2)
+    algorithm = runner.algorithm
+
+    def rows(role: int) -> torch.Tensor:
+        return _unpack(_pack(algorithm), algorithm.replay, "cpu", 1, role).sample().obs["policy"]
+
+    for device in (algorithm.replay.device, torch.device("cpu", 0)):  # to torch, cpu:0 is another device than cpu
+        algorithm.replay.device = device
+        assert torch.equal(rows(1), rows(1))
+        assert not torch.equal(rows(1), rows(2))
+        before = rows(1)
+        algorithm.value_updates += 1  # as after a halving, when the processes start anew
+        assert not torch.equal(rows(1), before)
 
 
 def test_a_killed_learner_ends_the_run_and_the_last_checkpoint_stays(tmp_path: Path) -> None:

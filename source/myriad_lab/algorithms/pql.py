@@ -146,6 +146,12 @@ class PQL:
         self.replay = self._make_replay()
         self.idle_steps += self.cfg.warmup_steps
 
+    def reseed(self, seed: int) -> None:
+        """Start all streams of random numbers anew, as in a process beside another one."""
+        self.generator.manual_seed(seed)
+        if self._draws is not self.generator:
+            self._draws.manual_seed(seed + 1)
+
     def earned_value_updates(self) -> int:
         """Return how many critic updates the observed steps entitle to, from the start."""
         return int(max(0, self.steps - self.idle_steps) * self.cfg.value_updates_per_step + 1e-9)
@@ -162,7 +168,7 @@ class PQL:
     def sample(self, updates: int = 1) -> ReplayBatch:
         """Draw the rows of ``updates`` minibatches, (num_policies, updates * batch_size, ...)."""
         cfg = self.cfg
-        batch = self.replay.sample_mixed(
+        batch = self.replay.sample(
             cfg.batch_size * updates, self._draws, own_fraction=cfg.own_fraction, n_step=cfg.n_step, gamma=cfg.gamma
         )
         return batch if self._draws is self.generator else batch.map(lambda tensor: tensor.to(self.device))

@@ -136,16 +136,21 @@ class ParallelLearners:
         return int(self._wiring.updates[_VALUE]), int(self._wiring.updates[_POLICY])
 
     def pull(self) -> None:
-        """Bring networks, optimisers and counters of the learners into the collector's algorithm."""
+        """Bring networks, optimisers and counters of the learners into the collector's algorithm.
+
+        The observation statistics stay: the collector is the one who gathers them, and its own are the newest.
+        """
         # Both go on learning meanwhile: asked in this order, no policy update is without the critic updates it needs.
         answers = self.workers.ask("state", (POLICY_LEARNER, VALUE_LEARNER))
         states = {name: torch.load(io.BytesIO(raw)) for name, raw in answers.items()}
         algorithm, value, policy = self.algorithm, states[VALUE_LEARNER], states[POLICY_LEARNER]
+        newest = [statistic.clone() for statistic in _statistics(algorithm)]
         algorithm.critic.load_state_dict(value["critic"])
         algorithm.target_critic.load_state_dict(value["target_critic"])
         algorithm.critic_optimizer.load_state_dict(value["critic_optimizer"])
         algorithm.actor.load_state_dict(policy["actor"])
         algorithm.actor_optimizer.load_state_dict(policy["actor_optimizer"])
+        torch._foreach_copy_(_statistics(algorithm), newest)
         algorithm.value_updates, algorithm.policy_updates = value["updates"], policy["updates"]
 
     def stop(self) -> None:
@@ -263,5 +268,5 @@ def _unpack(payload: bytes, replay: ReplayBuffer, device: str, threads: int, rol
     )
     # the generator of another device is none for this one, and every process draws its own rows
     algorithm.load_state_dict({**packed["state"], "generator": algorithm.generator.get_state()})
-    algorithm.generator.manual_seed(packed["seed"] + 1000 * role + algorithm.value_updates)
+    algorithm.reseed(packed["seed"] + 1_000_000_007 * role + algorithm.value_updates)
     return algorithm
