@@ -180,10 +180,24 @@ def test_a_killed_learner_ends_the_run_and_the_last_checkpoint_stays(tmp_path: P
         assert load_bundle(run.latest()).manifest.iteration == 2
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_leaves_the_learners_to_the_runner(tmp_path: Path, number: int) -> None:
+    run = RunFolder.create(tmp_path, "signalled")
+
+    def send(runner: Any) -> None:
+        for name in (VALUE_LEARNER, POLICY_LEARNER):
+            os.kill(runner.learners.workers.pid(name), number)
+
+    # at the first step the learners are still starting, at the 60th they are at work
+    stop = Hook(70, lambda runner: runner.request_stop())
+    make(run, mode="parallel", callbacks=[Hook(1, send), Hook(60, send), stop]).learn(1000)
+    assert load_bundle(run.latest()).manifest.iteration == 3
+
+
 def test_a_learner_that_raises_hands_over_its_traceback() -> None:
     runner = make(mode="parallel")
     runner.algorithm.cfg.batch_size = 10**12  # no memory holds this
-    with pytest.raises(WorkerDied, match=r"(?s)The value learner died:\nTraceback .*sample_mixed.*RuntimeError"):
+    with pytest.raises(WorkerDied, match=r"(?s)The value learner died:\nTraceback .*replay.sample.*RuntimeError"):
         runner.learn(1000)
 
 

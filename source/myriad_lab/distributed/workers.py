@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import multiprocessing
 import signal
@@ -17,6 +18,8 @@ import torch.multiprocessing
 logger = logging.getLogger(__name__)
 
 _JOIN_SECONDS = 5.0
+_PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Sent to the whole process group by Ctrl-C or a batch system; the parent stops its workers itself, after it saved."""
 
 
 class WorkerDied(RuntimeError):  # noqa: N818 (it is what happened, and is read aloud in tracebacks)
@@ -65,6 +68,8 @@ class WorkerGroup:
         self._stop = torch.zeros((), dtype=torch.int64).share_memory_()
         self._processes: dict[str, Any] = {}
         self._connections: dict[str, Connection] = {}
+        # multiprocessing would end forgotten workers by SIGTERM, which they ignore, and wait for them for ever
+        atexit.register(self.stop)
 
     def start(self, name: str, target: Callable[..., None], *args: Any) -> None:
         """Start ``target(link, *args)`` in a process; it returns or raises ``StopWorker`` only when told to stop."""
@@ -72,7 +77,12 @@ class WorkerGroup:
         process = self._context.Process(
             target=_worker_main, args=(target, self._stop, theirs, args), name=name, daemon=True
         )
-        process.start()
+        # a worker is born with these signals blocked: one that comes while it still imports must not kill it
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
         self._processes[name], self._connections[name] = process, ours
 
@@ -107,6 +117,7 @@ class WorkerGroup:
 
     def stop(self) -> None:
         """End all workers, by force where they do not react."""
+        atexit.unregister(self.stop)
         self._stop.fill_(1)
         deadline = time.monotonic() + _JOIN_SECONDS
         for process in self._processes.values():
@@ -149,7 +160,8 @@ class WorkerGroup:
 
 def _worker_main(target: Callable[..., None], stop: torch.Tensor, connection: Connection, args: tuple) -> None:
     """Run a worker; its last word, if it fails, goes to the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for number in _PARENTS_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     try:
         target(WorkerLink(stop, connection), *args)
     except StopWorker:
