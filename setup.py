@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent
 PACKAGE = tomllib.loads((ROOT / "extension.toml").read_text())["package"]
 
 EXPORT = ["onnx", "onnxscript", "onnxruntime"]
-VIZ = ["matplotlib", "imageio", "imageio-ffmpeg", "pillow", "tensorboard"]
+VIZ = ["matplotlib", "imageio-ffmpeg", "pillow", "tensorboard"]
 DEV = ["pytest", "pytest-timeout", "pytest-xdist", "ruff", "pyright[nodejs]", "pre-commit", "build"]
 
 setup(
@@ -34,7 +34,6 @@ setup(
         "omegaconf",
         "mujoco>=3.12",
         "scipy",
-        "tqdm",
     ],
     extras_require={
         "export": EXPORT,

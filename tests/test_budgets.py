@@ -18,8 +18,8 @@ MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
 MAX_SCRIPT_LINES = 20
 HEAVY = {
-    "hydra", "imageio", "isaaclab", "matplotlib", "mujoco", "mujoco_warp", "omegaconf", "onnx", "onnxruntime",
-    "onnxscript", "scipy", "tensorboard", "tqdm", "viser", "wandb", "warp",
+    "hydra", "imageio_ffmpeg", "isaaclab", "matplotlib", "mujoco", "mujoco_warp", "omegaconf", "onnx", "onnxruntime",
+    "onnxscript", "scipy", "tensorboard", "viser", "wandb", "warp",
 }  # fmt: skip
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef

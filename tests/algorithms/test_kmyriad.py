@@ -71,8 +71,10 @@ def test_one_step_gradient_is_that_of_the_importance_weighted_estimator(stride):
     roll_out(algorithm)
     storage, actor = algorithm.storage, algorithm.actor
     points = storage["features"][stride - 1 :: stride].transpose(0, 1).flatten(0, 1).double()
-    policy = actor.distribution(storage.rows("obs"))
-    log_ratio = (policy.log_prob(storage.rows("pre_squash")) - storage.rows("log_prob")).double()
+    policy = actor.distribution(storage.by_policy(storage["obs"]))
+    log_ratio = (
+        policy.log_prob(storage.by_policy(storage["pre_squash"])) - storage.by_policy(storage["log_prob"])
+    ).double()
     log_ratio = log_ratio.unflatten(1, (T, -1)).transpose(0, 1).flatten(1)  # (time, env)
     log_weights = log_ratio.cumsum(0)[stride - 1 :: stride].transpose(0, 1).flatten()
     actor.zero_grad()

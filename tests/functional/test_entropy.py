@@ -9,16 +9,14 @@ import torch
 
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.functional.entropy import (
-    behaviour_target_kl,
     effective_sample_size,
     entropy,
     importance_weighted_entropy,
-    kl_knn,
     knn_entropy,
     log_ball_volume,
     particle_rewards,
 )
-from myriad_lab.functional.estimators import digamma
+from myriad_lab.functional.estimators import MIN_RADIUS, digamma, kl_from_radii
 from myriad_lab.functional.knn import knn
 
 EULER = 0.5772156649015329
@@ -214,28 +212,10 @@ def test_a_superset_of_references_changes_only_m():
     assert abs(float(entropy(points, 5, references=independent) - entropy(points, 5))) < 0.15
 
 
-def test_kl_between_samples_of_gaussians():
-    generator = torch.Generator().manual_seed(0)
-    points, others = torch.randn(6000, 2, generator=generator), torch.randn(9000, 2, generator=generator)
-    others[:, 0] += 1.0
-    assert float(kl_knn(points, others, 5)) == pytest.approx(0.5, abs=0.07)
-    assert abs(float(kl_knn(points, torch.randn(4000, 2, generator=generator), 5))) < 0.07
-
-
 def test_golden_kl():
     """p = 0, 2, 6 and q = 1, 3: rho = 2, 2, 4; nu = 1, 1, 3; KL = (1/3) ln(3 / 16) + ln(2 / 2)."""
-    found = kl_knn(torch.tensor([[0.0], [2.0], [6.0]]), torch.tensor([[1.0], [3.0]]), 1)
+    found = kl_from_radii(torch.tensor([2.0, 2.0, 4.0]), torch.tensor([1.0, 1.0, 3.0]), 1, 3, 2, MIN_RADIUS)
     assert float(found) == pytest.approx(math.log(3 / 16) / 3, abs=1e-6)
-
-
-def test_kl_of_behaviour_and_target():
-    points, _ = mixture(500, 2)
-    neighbours = particle_rewards(points, 5, "own").neighbours
-    assert float(behaviour_target_kl(neighbours, torch.zeros(500).double())) == pytest.approx(0.0, abs=1e-12)
-    ratios = points[:, 0]
-    weights = ratios.softmax(0)
-    expected = sum(math.log(5 / 500 / float(weights[i] + weights[neighbours[i, :4]].sum())) for i in range(500)) / 500
-    assert float(behaviour_target_kl(neighbours, ratios)) == pytest.approx(expected, abs=1e-10)
 
 
 def test_effective_sample_size():
@@ -248,7 +228,6 @@ def test_nothing_is_read_back_from_a_device():
     for kind in ("mepol", "centred", "own"):
         found = particle_rewards(points, 5, kind, trajectory_ids=ids, exclude_own_trajectory=True)
         importance_weighted_entropy(found.log_volumes, found.neighbours, found.rewards)
-        behaviour_target_kl(found.neighbours, found.rewards)
         assert found.rewards.shape == (65_536,)
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from myriad_lab.errors import ConfigurationError
-from myriad_lab.functional.entropy import entropy, kl_knn, kl_to_others, population_statistics, thin
+from myriad_lab.functional.entropy import entropy, kl_to_others, population_statistics, thin
+from myriad_lab.functional.knn import knn
 
 
 def squares(num_policies, num_points, offset, seed=0):
@@ -56,7 +57,17 @@ def test_parts_equal_their_single_forms():
     for head in range(3):
         others = points[[i for i in range(3) if i != head]].flatten(0, 1)
         assert float(found["entropy_heads"][head]) == pytest.approx(float(entropy(points[head], 5)), abs=1e-5)
-        assert float(found["kl_heads"][head]) == pytest.approx(float(kl_knn(points[head], others, 5)), abs=1e-5)
+        rho = knn(points[head], points[head], 5, exclude="self")[0][:, -1]
+        nu = knn(points[head], others, 5)[0][:, -1]
+        expected = 2 * float((nu / rho).log().mean()) + math.log(1000 / 499)
+        assert float(found["kl_heads"][head]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_divergence_of_gaussians():
+    """KL(N(0, I) || N(e_1, I)) = 1/2, both ways."""
+    points = torch.randn(2, 8192, 2, generator=torch.Generator().manual_seed(0))
+    points[1, :, 0] += 1.0
+    assert population_statistics(points, 5)["kl_heads"].tolist() == pytest.approx([0.5, 0.5], abs=0.07)
 
 
 def test_one_policy():

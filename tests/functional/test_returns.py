@@ -1,11 +1,10 @@
-"""Returns and bootstrap windows against values computed by hand."""
+"""Returns and advantages against values computed by hand."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 
-from myriad_lab.functional.returns import discounted_returns, gae, n_step_targets, reward_to_go
+from myriad_lab.functional.returns import gae, reward_to_go
 
 
 def column(*values, dtype=torch.float64):
@@ -21,17 +20,6 @@ def flags(length, *where):
 def test_reward_to_go():
     rewards = torch.tensor([[1.0, 0.0], [2.0, -1.0], [4.0, 5.0]])
     assert reward_to_go(rewards).tolist() == [[7.0, 4.0], [6.0, 4.0], [4.0, 5.0]]
-
-
-def test_discounted_returns_stop_at_ends():
-    rewards, ends = column(1.0, 2.0, 4.0, 8.0), flags(4, 1)
-    assert discounted_returns(rewards, ends, 0.5, torch.tensor([16.0]).double())[:, 0].tolist() == [
-        2.0,
-        2.0,
-        12.0,
-        16.0,
-    ]
-    assert discounted_returns(rewards, ends, 0.5)[:, 0].tolist() == [2.0, 2.0, 8.0, 8.0]
 
 
 def test_gae_by_hand():
@@ -64,30 +52,7 @@ def test_gae_with_lambda_one_is_the_discounted_return():
     after = torch.cat([values[1:], last[None]])
     ends = torch.rand(9, 4, generator=generator) < 0.2
     _, returns = gae(rewards, values, after, ends, torch.zeros_like(ends), 0.9, 1.0)
-    torch.testing.assert_close(returns, discounted_returns(rewards, ends, 0.9, last))
-
-
-@pytest.mark.parametrize(
-    ("terminated", "time_outs", "available", "returns", "discount", "last"),
-    [
-        ((), (), None, 1 + 2 * 0.5 + 4 * 0.25, 0.125, 2),
-        ((1,), (), None, 2.0, 0.0, 1),
-        ((), (1,), None, 2.0, 0.25, 1),
-        ((), (0,), None, 1.0, 0.5, 0),
-        ((2,), (), None, 3.0, 0.0, 2),
-        ((2,), (0,), None, 1.0, 0.5, 0),
-        ((), (), 2, 2.0, 0.25, 1),
-        ((1,), (), 1, 1.0, 0.5, 0),
-        ((0,), (2,), 3, 1.0, 0.0, 0),
-    ],
-)
-def test_n_step_windows(terminated, time_outs, available, returns, discount, last):
-    limit = None if available is None else torch.tensor([available])
-    window = n_step_targets(column(1.0, 2.0, 4.0), flags(3, *terminated), flags(3, *time_outs), 0.5, limit)
-    assert (window.returns.item(), window.discounts.item(), window.last.item()) == (returns, discount, last)
-
-
-def test_n_step_ignores_what_lies_beyond_the_end():
-    rewards = column(1.0, torch.nan, torch.nan)
-    assert n_step_targets(rewards, flags(3, 0), flags(3), 0.5).returns.item() == 1.0
-    assert n_step_targets(rewards, flags(3), flags(3), 0.5, torch.tensor([1])).returns.item() == 1.0
+    following = last
+    for step in range(8, -1, -1):
+        following = rewards[step] + 0.9 * torch.where(ends[step], 0.0, following)
+        torch.testing.assert_close(returns[step], following)

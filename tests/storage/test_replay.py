@@ -103,8 +103,8 @@ SCHEDULE = {
 def test_every_row_is_predicted(own: bool, capacity: int, oldest: int) -> None:
     buffer = make(capacity)
     stream = fill(buffer, SCHEDULE, 20)
-    draw = buffer.sample if own else buffer.sample_pooled
-    batch = draw(600, torch.Generator().manual_seed(0), n_step=N_STEP, gamma=GAMMA)
+    generator = torch.Generator().manual_seed(0)
+    batch = buffer.sample(600, generator, own_fraction=float(own), n_step=N_STEP, gamma=GAMMA)
     seen = set()
     for policy in range(NUM_POLICIES):
         for i in range(600):
@@ -118,7 +118,7 @@ def test_every_row_is_predicted(own: bool, capacity: int, oldest: int) -> None:
 def test_mixed_sample_has_the_share_of_own_rows() -> None:
     buffer = make()
     fill(buffer, {}, 10)
-    batch = buffer.sample_mixed(4000, torch.Generator().manual_seed(0), own_fraction=0.5)
+    batch = buffer.sample(4000, torch.Generator().manual_seed(0), own_fraction=0.5)
     own = batch.policy_ids == torch.arange(NUM_POLICIES).unsqueeze(1)
     # half by choice, and a third of the pooled half
     assert own.float().mean().item() == pytest.approx(0.5 + 0.5 / 3, abs=0.02)

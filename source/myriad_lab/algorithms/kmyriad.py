@@ -20,16 +20,10 @@ from myriad_lab.storage.rollout import RolloutStorage
 
 @dataclass
 class KMyriadCfg(StateRewardCfg, PolicyUpdateCfg, PopulationOptimizerCfg):
-    """Settings of K-Myriad: state rewards, policy update, optimiser and network; ``paper()`` has those of the paper."""
+    """Settings of K-Myriad: state rewards, policy update, optimiser and network."""
 
     actor: PopulationActorCfg = field(default_factory=PopulationActorCfg)
     """Network of the population."""
-
-    @classmethod
-    def paper(cls) -> KMyriadCfg:
-        """Return the settings closest to the paper: one step per batch along the exact gradient of the estimate."""
-        actor = PopulationActorCfg(state_dependent_std=True, init_log_std=-1.5)
-        return cls(actor=actor, reward="mepol", num_epochs=1, baseline="global", learning_rate=2e-4, lr_milestones=[80])
 
     def validate(self) -> None:
         """Raise ``ConfigurationError`` where a value is out of range."""

@@ -90,10 +90,10 @@ class OneStepUpdate:
         surrogate, entropy = weights.new_zeros(()), weights.new_zeros(())
         self.optimizer.zero_grad()
         for steps in self._chunks(storage):
-            policy = self.actor.distribution(_by_policy(storage["obs"][steps], self.actor.num_policies))
-            log_prob = policy.log_prob(_by_policy(storage["pre_squash"][steps], self.actor.num_policies))
-            gain = (log_prob * _by_policy(weights[steps], self.actor.num_policies)).sum()
-            mask = _by_policy(valid[steps], self.actor.num_policies)
+            policy = self.actor.distribution(storage.by_policy(storage["obs"][steps]))
+            log_prob = policy.log_prob(storage.by_policy(storage["pre_squash"][steps]))
+            gain = (log_prob * storage.by_policy(weights[steps])).sum()
+            mask = storage.by_policy(valid[steps])
             part_entropy = torch.where(mask, policy.entropy(), 0.0).sum() / num_valid
             (-gain - cfg.entropy_coef * part_entropy).backward()
             surrogate, entropy = surrogate - gain.detach(), entropy + part_entropy.detach()
@@ -130,7 +130,7 @@ class ClippedUpdate:
         cfg, valid = self.cfg, storage["valid"]
         obs = torch.cat((storage["obs"], _elapsed(storage)), dim=-1)
         with torch.no_grad():
-            values = self._values(_by_policy(obs, self.actor.num_policies))
+            values = self._values(storage.by_policy(obs))
             values = values.unflatten(1, (storage.num_steps, -1)).transpose(0, 1).flatten(1)
         advantages, returns = self._advantages(rewards, values, valid)
         explained = 1.0 - (masked_std(returns - values, valid) / (masked_std(returns, valid) + 1e-8)).square()
@@ -144,7 +144,7 @@ class ClippedUpdate:
             "advantages": advantages,
             "returns": returns,
         }
-        batch = {name: _by_policy(tensor, self.actor.num_policies) for name, tensor in fields.items()}
+        batch = {name: storage.by_policy(tensor) for name, tensor in fields.items()}
         steps = [self._step(part) for _ in range(cfg.num_epochs) for part in self._minibatches(batch)]
         metrics = {name: torch.stack([step[name] for step in steps]).mean() for name in steps[0]}
         # How far the policies moved is told by the ratios of the last pass.
@@ -192,11 +192,6 @@ class ClippedUpdate:
             "Policy/clip_fraction": surrogate.clip_fraction,
             "Population/ess": surrogate.effective_sample_share,
         } | self.optimizer.step()
-
-
-def _by_policy(tensor: torch.Tensor, num_policies: int) -> torch.Tensor:
-    """Turn ``(time, env, ...)`` into ``(policy, time * env_of_policy, ...)``."""
-    return tensor.unflatten(1, (num_policies, -1)).transpose(0, 1).flatten(1, 2)
 
 
 def _elapsed(storage: RolloutStorage) -> torch.Tensor:

@@ -168,7 +168,7 @@ class PQL:
     def sample(self, updates: int = 1) -> ReplayBatch:
         """Draw the rows of ``updates`` minibatches, (num_policies, updates * batch_size, ...)."""
         cfg = self.cfg
-        batch = self.replay.sample_mixed(
+        batch = self.replay.sample(
             cfg.batch_size * updates, self._draws, own_fraction=cfg.own_fraction, n_step=cfg.n_step, gamma=cfg.gamma
         )
         return batch if self._draws is self.generator else batch.map(lambda tensor: tensor.to(self.device))

@@ -33,7 +33,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     from myriad_lab.cli.checkpoints import check_out_file
     from myriad_lab.cli.list_tasks import format_table
-    from myriad_lab.cli.machine import check_device, hardware
+    from myriad_lab.cli.machine import hardware
+    from myriad_lab.tasks.registry import check_device
 
     refuse_overrides("benchmark", overrides)
     check_device(args.device)

@@ -41,8 +41,8 @@ def open_bundle(checkpoint: str | Path, runs_root: str | Path = "runs", device: 
         CheckpointError: If there is none, or it is damaged.
         ConfigurationError: If the device is not there.
     """
-    from myriad_lab.cli.machine import check_device
     from myriad_lab.portfolio.bundle import load_bundle, resolve_checkpoint
+    from myriad_lab.tasks.registry import check_device
 
     check_device(device)
     return load_bundle(resolve_checkpoint(checkpoint, runs_root), device)

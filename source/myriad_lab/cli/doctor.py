@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from importlib import metadata
 from myriad_lab.cli.arguments import refuse_overrides
 
 EXTRAS = {
-    "onnx": "export", "onnxscript": "export", "onnxruntime": "export", "matplotlib": "viz", "imageio": "viz",
+    "onnx": "export", "onnxscript": "export", "onnxruntime": "export", "matplotlib": "viz",
     "imageio_ffmpeg": "viz", "tensorboard": "viz",
 }  # fmt: skip
-CORE = ("torch", "numpy", "tensordict", "rsl_rl", "hydra", "omegaconf", "mujoco", "scipy", "tqdm")
+CORE = ("torch", "numpy", "tensordict", "rsl_rl", "hydra", "omegaconf", "mujoco", "scipy")
 
 
 @dataclass(frozen=True)
@@ -81,15 +80,15 @@ def check_gpu() -> list[Finding]:
 
 
 def check_rendering() -> list[Finding]:
-    """Render one pixel off screen with each library, in a process of its own: a bad driver may kill it."""
-    code = "import mujoco; c = mujoco.GLContext(8, 8); c.make_current(); c.free()"
-    working = []
-    for library in ("egl", "osmesa"):
-        environment = {**os.environ, "MUJOCO_GL": library}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
-        working += [library] if done.returncode == 0 else []
-    if working:
-        return [Finding("rendering", "ok", ", ".join(working))]
+    """Look for a library that draws MuJoCo without a display."""
+    try:
+        from myriad_lab.envs.mujoco.render import find_library
+
+        library = find_library()
+    except ImportError as error:
+        return [Finding("rendering", "missing", f"needs mujoco ({error})")]
+    if library is not None:
+        return [Finding("rendering", "ok", library)]
     mend = "install libegl1 or libosmesa6 (Debian, Ubuntu); until then videos are drawings seen from above"
     return [Finding("rendering", "missing", mend)]
 

@@ -1,4 +1,4 @@
-"""What this machine is: devices, processor, versions."""
+"""What this machine is: processor, GPU, versions."""
 
 from __future__ import annotations
 
@@ -8,28 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from myriad_lab.errors import ConfigurationError
-
 PACKAGES = ("myriad-lab", "torch", "mujoco", "rsl-rl-lib", "numpy")
-
-
-def check_device(device: str) -> None:
-    """Make sure that a torch device is there.
-
-    Raises:
-        ConfigurationError: If it is no device, or this machine does not have it; says which it has.
-    """
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    available = ["cpu", *[f"cuda:{i}" for i in range(count)]]
-    try:
-        parsed = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigurationError(f"device={device!r} is no device; this machine has {', '.join(available)}") from error
-    index = parsed.index or 0
-    if parsed.type not in ("cpu", "cuda") or (parsed.type == "cuda" and index >= count):
-        raise ConfigurationError(f"device={device!r} is not there; this machine has {', '.join(available)}")
 
 
 def hardware() -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any
 
 from myriad_lab.cli import algorithms
 from myriad_lab.cli.configuration import compose, flatten, list_presets, load_preset, parse_overrides
-from myriad_lab.cli.machine import check_device
 from myriad_lab.cli.run_cfg import RunCfg, check_choices
 from myriad_lab.errors import CheckpointError, ConfigurationError
 
@@ -68,7 +67,7 @@ def make_plan(flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainP
         raise ConfigurationError("no task: give --task, see `myriad list_tasks`, or a preset with experiment=NAME")
     entry = registry.get(run.task)
     run.backend = _backend(run, entry)
-    check_device(run.device)
+    registry.check_device(run.device)
     typed = _sections(parsed.values)
     env_layers = [layer.get("env", {}) for layer in (*layers, typed)]
     env_cfg = compose(entry.cfg, env_layers, "env")

@@ -40,14 +40,13 @@ class VariantCfg:
     overrides: dict[str, Any] = field(default_factory=dict)
     """Dotted key -> value, e.g. ``agent.k: 5``."""
     portfolio: str = ""
-    """Prerequisite whose bundle (same seed) starts this variant, passed as ``--portfolio``."""
+    """Prerequisite whose bundle (same seed) starts this variant, passed as ``--portfolio``; its samples and seconds are
+    the cost of pre-training."""
     untrained: bool = False
     """Evaluate the freshly initialised population that the flags describe: one iteration is run to build it, and its
     weights are drawn anew."""
     budget: BudgetCfg | None = None
     """Budget of its own, only for prerequisites."""
-    cost_of: str = ""
-    """Prerequisite whose samples and seconds count as pre-training cost; ``portfolio`` by default."""
 
 
 @dataclass
@@ -126,11 +125,11 @@ class StudyCfg:
     def validate(self) -> None:
         """Raise ``ConfigurationError`` where names do not resolve or values are out of range."""
         for name, variant in [*self.variants.items(), *self.prerequisites.items()]:
-            for needed in (variant.portfolio, variant.cost_of):
-                if needed and needed not in self.prerequisites:
-                    raise ConfigurationError(
-                        f"variant {name!r} needs the prerequisite {needed!r}. {nearest(needed, self.prerequisites)}"
-                    )
+            needed = variant.portfolio
+            if needed and needed not in self.prerequisites:
+                raise ConfigurationError(
+                    f"variant {name!r} needs the prerequisite {needed!r}. {nearest(needed, self.prerequisites)}"
+                )
         if self.reference and self.reference not in self.variants:
             raise ConfigurationError(f"reference {self.reference!r}: {nearest(self.reference, self.variants)}")
         if self.evaluation.kind not in ("exploration", "task"):
@@ -193,7 +192,7 @@ def make_cells(study: StudyCfg) -> list[Cell]:
     for seed in study.seeds:
         for case in study.cases:
             for name, variant in study.variants.items():
-                needs = tuple(f"pre-{n}-seed{seed}" for n in dict.fromkeys((variant.portfolio, variant.cost_of)) if n)
+                needs = (f"pre-{variant.portfolio}-seed{seed}",) if variant.portfolio else ()
                 cells.append(Cell(name, case, seed, needs))
     return cells
 

@@ -16,7 +16,6 @@ import torch
 from myriad_lab.errors import ConfigurationError, nearest
 from myriad_lab.functional.estimators import (
     MIN_RADIUS,
-    behaviour_target_kl,
     effective_sample_size,
     gather_from_neighbourhoods,
     importance_weighted_entropy,
@@ -28,11 +27,9 @@ from myriad_lab.functional.knn import group_sizes, knn, knn_within
 
 __all__ = [
     "EntropyEstimate",
-    "behaviour_target_kl",
     "effective_sample_size",
     "entropy",
     "importance_weighted_entropy",
-    "kl_knn",
     "kl_to_others",
     "knn_entropy",
     "log_ball_volume",
@@ -146,26 +143,6 @@ def particle_rewards(
     else:
         rewards = gather_from_neighbourhoods(log_volumes - log_volumes.mean(), neighbours)
     return EntropyEstimate(rewards, estimate, log_volumes, neighbours)
-
-
-def kl_knn(points: torch.Tensor, others: torch.Tensor, k: int, *, min_radius: float = MIN_RADIUS) -> torch.Tensor:
-    """Return KL(p || q) [nat] from samples of both (Wang, Kulkarni and Verdu, 2009).
-
-    ``(d/n) sum_x ln(nu_k(x) / rho_k(x)) + ln(m / (n - 1))``, with ``rho`` and ``nu`` the distances to the k-th
-    neighbour within ``points`` and in ``others``.
-
-    Args:
-        points: Sample of p, shape (n, d).
-        others: Sample of q, shape (m, d).
-        k: Which neighbour, below n and at most m.
-        min_radius: See :func:`log_ball_volume`.
-
-    Raises:
-        ConfigurationError: As in :func:`myriad_lab.functional.knn.knn`.
-    """
-    rho = knn(points, points, k, exclude="self")[0][:, -1]
-    nu = knn(points, others, k)[0][:, -1]
-    return kl_from_radii(rho, nu, points.shape[1], len(points), len(others), min_radius)
 
 
 def population_statistics(

@@ -59,24 +59,26 @@ def importance_weighted_entropy(
         log_ratios: Log likelihood ratio of the actions that led to each particle, target over behaviour, shape (n,).
     """
     k = neighbours.shape[1]
-    weights = _neighbourhood_weights(neighbours, log_ratios)
+    weights = log_ratios.softmax(dim=0)
+    weights = weights + weights[neighbours[:, :-1]].sum(dim=1)
     return -(weights / k * (weights.log() - log_volumes)).sum() + (math.log(k) - digamma(k))
-
-
-def behaviour_target_kl(neighbours: torch.Tensor, log_ratios: torch.Tensor) -> torch.Tensor:
-    """Return KL(behaviour || target) of the state distributions [nat], ``(1/N) sum_i ln((k/N) / W_i)``, at least 0.
-
-    Arguments as for :func:`importance_weighted_entropy`; the estimator of MEPOL's trust region.
-    """
-    count, k = neighbours.shape
-    weights = _neighbourhood_weights(neighbours, log_ratios)
-    return (math.log(k / count) - weights.log()).mean().clamp_min(0.0)
 
 
 def kl_from_radii(
     rho: torch.Tensor, nu: torch.Tensor, dim: int, num_points: int, num_others: int, min_radius: float
 ) -> torch.Tensor:
-    """Return the estimate of :func:`kl_knn` from the radii (..., n), over the last axis."""
+    """Return KL(p || q) [nat] from samples of both (Wang, Kulkarni and Verdu, 2009), over the last axis.
+
+    ``(d/n) sum_x ln(nu_k(x) / rho_k(x)) + ln(m / (n - 1))``.
+
+    Args:
+        rho: Distance of each particle of p to the k-th other one, shape (..., n).
+        nu: Its distance to the k-th particle of q, shape (..., n).
+        dim: Number of dimensions d.
+        num_points: Particles n of p.
+        num_others: Particles m of q.
+        min_radius: See :func:`log_ball_volume`.
+    """
     log_ratio = nu.clamp_min(min_radius).log() - rho.clamp_min(min_radius).log()
     return dim * log_ratio.mean(dim=-1) + math.log(num_others / (num_points - 1))
 
@@ -101,9 +103,3 @@ def effective_sample_size(log_weights: torch.Tensor) -> torch.Tensor:
         log_weights: Log importance weights, any common factor, shape (..., n).
     """
     return (2.0 * log_weights.logsumexp(dim=-1) - (2.0 * log_weights).logsumexp(dim=-1)).exp()
-
-
-def _neighbourhood_weights(neighbours: torch.Tensor, log_ratios: torch.Tensor) -> torch.Tensor:
-    """Return the normalised weight of each particle and its k - 1 nearest others together, shape (n,)."""
-    weights = log_ratios.softmax(dim=0)
-    return weights + weights[neighbours[:, :-1]].sum(dim=1)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from myriad_lab.functional.estimators import effective_sample_size
 from myriad_lab.functional.masked import masked_mean
 
 
@@ -41,5 +42,6 @@ def clipped_surrogate(
         # E[(ratio - 1) - log ratio] is non-negative for every sample (Schulman, "Approximating KL divergence", k3).
         kl = masked_mean(ratio - 1.0 - log_ratio, mask)
         outside = masked_mean(((ratio - 1.0).abs() > clip).to(ratio.dtype), mask)
-        share = masked_mean(ratio, mask).square() / masked_mean(ratio.square(), mask).clamp_min(1e-12)
+        size = effective_sample_size(log_ratio.masked_fill(~mask, -torch.inf).flatten())
+        share = (size / mask.sum()).nan_to_num()  # 0 where no step counts
     return Surrogate(-masked_mean(gain, mask), kl, outside, share)

@@ -193,27 +193,11 @@ class ReplayBuffer:
         self._collectors = torch.cat([self._collectors, row.unsqueeze(0)])
 
     def sample(
-        self, batch_per_policy: int, generator: torch.Generator, *, n_step: int = 1, gamma: float = 0.99
-    ) -> ReplayBatch:
-        """Draw windows for every head from its own envs, ``(num_policies, batch_per_policy, ...)``."""
-        ages, draw = self._draw(batch_per_policy, generator)
-        block = self.num_envs // self.num_policies
-        first = torch.arange(self.num_policies, device=self.device).unsqueeze(1) * block
-        return self._gather(ages, first + _uniform_index(draw, block), n_step, gamma)
-
-    def sample_pooled(
-        self, batch_per_policy: int, generator: torch.Generator, *, n_step: int = 1, gamma: float = 0.99
-    ) -> ReplayBatch:
-        """Draw windows for every head from the envs of all heads, ``(num_policies, batch_per_policy, ...)``."""
-        ages, draw = self._draw(batch_per_policy, generator)
-        return self._gather(ages, _uniform_index(draw, self.num_envs), n_step, gamma)
-
-    def sample_mixed(
         self,
         batch_per_policy: int,
         generator: torch.Generator,
         *,
-        own_fraction: float = 0.5,
+        own_fraction: float = 1.0,
         n_step: int = 1,
         gamma: float = 0.99,
     ) -> ReplayBatch:

@@ -82,10 +82,6 @@ class RolloutStorage:
         """Return a field as it is stored, ``(num_steps, num_envs, ...)``, a view."""
         return self._fields[name]
 
-    def by_policy(self, name: str) -> torch.Tensor:
-        """Return a field as ``(num_steps, num_policies, envs_per_policy, ...)``, a view."""
-        return self._fields[name].unflatten(1, (self.num_policies, -1))
-
-    def rows(self, name: str) -> torch.Tensor:
-        """Return a field as ``(num_policies, num_steps * envs_per_policy, ...)``, a copy with rows ordered by time."""
-        return self.by_policy(name).transpose(0, 1).flatten(1, 2)
+    def by_policy(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Turn ``(time, num_envs, ...)`` into ``(num_policies, time * envs_per_policy, ...)``, rows ordered by time."""
+        return tensor.unflatten(1, (self.num_policies, -1)).transpose(0, 1).flatten(1, 2)

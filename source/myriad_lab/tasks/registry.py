@@ -106,7 +106,7 @@ def make_env(
     num_envs = entry.default_num_envs if num_envs is None else num_envs
     if num_envs < 1:
         raise ConfigurationError(f"num_envs={num_envs}; expected at least 1.")
-    where = _checked_device(device)
+    where = check_device(device)
     cfg = apply_overrides(entry.cfg, overrides or {})
     task = entry.make_task(cfg)
     simulator = _BACKENDS[backend](task, num_envs, where, seed, num_threads)
@@ -138,14 +138,21 @@ def apply_overrides(cfg: Any, overrides: Mapping[str, Any]) -> Any:
     return OmegaConf.to_object(structured)
 
 
-def _checked_device(device: str | torch.device) -> torch.device:
+def check_device(device: str | torch.device) -> torch.device:
+    """Return a torch device that is there.
+
+    Raises:
+        ConfigurationError: If it is no device, or this machine does not have it; says which it has.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    available = ", ".join(["cpu", *[f"cuda:{i}" for i in range(count)]])
     try:
-        where = torch.device(device)
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ConfigurationError(f"The device {str(device)!r} is not there ({reason}); use 'cpu'.") from error
-    return where
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigurationError(f"device={str(device)!r} is no device; this machine has {available}") from error
+    if found.type not in ("cpu", "cuda") or (found.type == "cuda" and (found.index or 0) >= count):
+        raise ConfigurationError(f"device={str(device)!r} is not there; this machine has {available}")
+    return found
 
 
 def _torch_backend(task: Any, num_envs: int, device: torch.device, seed: int, num_threads: int | None) -> Simulator:

@@ -44,7 +44,7 @@ def run(device: str, quick: bool) -> list[BenchmarkLine]:
             read = per_head * num_policies * (4 * (2 * _NUM_OBS + _NUM_ACTIONS) + 5 * _N_STEP)
 
             def draw(b: ReplayBuffer = buffer, n: int = per_head, g: torch.Generator = generator) -> object:
-                return b.sample_mixed(n, g, n_step=_N_STEP)
+                return b.sample(n, g, own_fraction=0.5, n_step=_N_STEP)
 
             size = f"{num_policies} heads x {per_head} of {num_envs} envs"
             lines.append(how.line("sample", size, draw, read))
