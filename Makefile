@@ -52,7 +52,7 @@ format: $(STAMP)  ## repair what ruff can repair
 test: lint  ## lint and the default tests (under 10 minutes on 2 cores)
 	$(BIN)/pytest -n $(JOBS) $(ARGS)
 
-test-slow: $(STAMP)  ## learning runs, the wheel, the story in small (about 15 minutes on 2 cores)
+test-slow: $(STAMP)  ## learning runs, and the wheel in an empty folder (a few minutes on 2 cores)
 	$(BIN)/pytest -n $(JOBS) -m 'slow and not gpu and not isaaclab' --timeout 1500 $(ARGS)
 
 benchmark: $(STAMP)  ## every benchmark, each beside its floor or its bare library
