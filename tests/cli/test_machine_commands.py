@@ -1,0 +1,62 @@
+"""``myriad doctor`` and ``myriad benchmark``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from myriad_lab.cli import doctor
+from myriad_lab.cli.main import main
+
+
+def test_doctor_finds_nothing_broken_where_the_tests_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "EXTRAS", {"matplotlib": "viz"})  # The others take seconds to import.
+    assert main(["doctor"]) == 0
+    lines = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert {lines[name] for name in (*doctor.CORE, "python", "processor", "tasks")} == {"ok"}
+    assert lines["rendering"] in ("ok", "missing")
+
+
+def test_doctor_tells_what_is_broken_and_how_to_mend_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "CORE", ("no_such_package",))
+    monkeypatch.setattr(doctor, "EXTRAS", {"no_such_extra": "viz"})
+    monkeypatch.setattr(doctor, "CHECKS", (doctor.check_packages,))
+    assert main(["doctor"]) == 1
+    told = capsys.readouterr().out.splitlines()
+    assert any("no_such_package" in line and "broken" in line and "pip install myriad-lab" in line for line in told)
+    assert any("no_such_extra" in line and "missing" in line and "myriad-lab[viz]" in line for line in told)
+
+
+def test_benchmark_prints_and_writes_its_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "lines.json"
+    assert main(["benchmark", "replay", "--quick", "--json", str(path)]) == 0
+    told = capsys.readouterr().out
+    assert "reference [ms]" in told
+    assert f"written: {path}" in told
+    stored = json.loads(path.read_text())
+    assert stored["quick"] is True
+    assert stored["hardware"]["cpu"]
+    assert list(stored["lines"]) == ["replay"]
+    for line in stored["lines"]["replay"]:
+        assert line["measured_s"] > 0
+        assert line["ratio"] > 0
+        assert line["name"] in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["benchmark", "nkn"], "nkn"),
+        (["benchmark", "knn", "--device", "cuda:99"], "device='cuda:99' is not there"),
+        (["doctor", "env.goal=1"], "doctor takes no overrides"),
+    ],
+)
+def test_mistakes_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
