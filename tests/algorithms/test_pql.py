@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -249,9 +250,18 @@ def test_kept_heads_keep_their_networks_and_get_all_envs() -> None:
 
 
 def test_bad_settings_are_named() -> None:
-    for name, value in (("gamma", 1.5), ("n_step", 0), ("sigma_max", 0.01), ("prior_fraction", 1.0)):
-        with pytest.raises(ConfigurationError, match=f"{name}={value}"):
+    bad = {"gamma": 1.5, "n_step": 0, "sigma_max": 0.01, "prior_fraction": 1.0, "prior_weight": -1.0}
+    bad |= {"actor_lr": 0.0, "critic_lr": -1e-3, "max_grad_norm": 0.0, "critic_warmup": -1, "weight_decay": -0.1}
+    bad |= {"target_bounds": [1.0], "target_noise": -0.1}
+    for name, value in bad.items():
+        with pytest.raises(ConfigurationError, match=re.escape(f"{name}={value}")):
             make(**{name: value})
+    with pytest.raises(ConfigurationError, match=r"target_bounds=\[1.0, 0.0\] of PQL must be \[lowest, highest\]"):
+        make(target_bounds=[1.0, 0.0])
+    with pytest.raises(ConfigurationError, match="does nothing for categorical critics"):
+        make(target_bounds=[0.0, 1.0], critic=QEnsembleCfg(kind="categorical"))
+    with pytest.raises(ConfigurationError, match="trunk="):
+        make(actor=PopulationActorCfg(trunk=[]))
     with pytest.raises(ConfigurationError, match="Did you mean scalar"):
         make(critic=QEnsembleCfg(kind="scaler"))
     with pytest.raises(ConfigurationError, match="privileged"):

@@ -13,6 +13,7 @@ from myriad_lab.cli.main import main
 
 TASK = "Myriad-PointMaze-Maze"
 SMALL = ["--num_envs", "8", "--num_policies", "2", "--logger", "none"]
+ON_PQL = ["--task", f"{TASK}-Goal", "--algorithm", "pql", *SMALL]
 TINY_NETWORK = ["agent.actor.trunk=[8]", "agent.actor.adapter_dim=8", "env.episode_steps=10"]
 
 
@@ -77,6 +78,14 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--task", f"{TASK}-Goal", "--algorithm", "pql", *SMALL, "env.goal=[0.0,99.0]"], ["goal", "99"]),
         (["--task", f"{TASK}-Goal", "--algorithm", "pql", *SMALL, "env.goal=[1.0]"], ["goal", "[x, y]"]),
         (["--task", TASK, *SMALL, "experiment=none_such"], ["experiment=none_such"]),
+        ([*ON_PQL, "agent.actor_lr=0"], ["actor_lr=0"]),
+        ([*ON_PQL, "agent.target_bounds=[1.0]"], ["target_bounds=[1.0]", "two ascending numbers"]),
+        ([*ON_PQL, "agent.prior_weight=0.5"], ["prior_weight=0.5", "portfolio"]),
+        ([*ON_PQL, "experiment=pointmaze_goal"], ["prior_fraction=0.5", "portfolio"]),
+        ([*ON_PQL, "agent.runner.policy_device=cpu"], ["policy_device='cpu'", "mode=parallel"]),
+        ([*ON_PQL, "agent.runner.mode=parallel", "agent.runner.value_device=cuda:7"], ["cuda:7", "cpu"]),
+        ([*ON_PQL, "agent.runner.evaluation_interval=5"], ["agent.runner.evaluation_interval"]),
+        (["--task", TASK, "--algorithm", "ppo", "agent.runner.save_interval=0"], ["save_interval=0"]),
     ],
 )
 def test_bad_input(arguments: list[str], says: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,6 +154,6 @@ def test_a_policy_that_breaks_in_training(monkeypatch: pytest.MonkeyPatch, capsy
     from myriad_lab.algorithms.pql import PQL
 
     monkeypatch.setattr(PQL, "act", lambda self, obs: torch.full((self.num_envs, self.num_actions), float("nan")))
-    assert main(["train", "--task", f"{TASK}-Goal", "--algorithm", "pql", *SMALL, *TINY_NETWORK]) == 2
+    assert main(["train", *ON_PQL, *TINY_NETWORK]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: NaN in the actions of envs [0, 1, 2, 3, 4, 5, 6, 7]: the policy broke")

@@ -351,6 +351,14 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         make(env=PredictableEnv(final_obs=False))
     with pytest.raises(ConfigurationError, match="Did you mean parallel"):
         make(mode="paralel")
+    for name in ("value_device", "policy_device"):
+        with pytest.raises(ConfigurationError, match=f"{name}='cpu' belongs to mode=parallel"):
+            ParallelQRunnerCfg(**{name: "cpu"}).validate()
+    for name, value in (("save_interval", -1), ("nan_guard_interval", -1), ("max_lead", 0)):
+        with pytest.raises(ConfigurationError, match=f"{name}={value}"):
+            ParallelQRunnerCfg(**{name: value}).validate()
+    with pytest.raises(ConfigurationError, match=r"prior_fraction=0.5 .* give one, or set it to 0"):
+        make(prior_fraction=0.5).learn(1)
     with pytest.raises(ConfigurationError, match="num_envs=16"):
         make(heads=3)
     bundle = make().save(tmp_path / "bundle")

@@ -247,6 +247,8 @@ def test_callbacks_see_every_step_and_stop_comes_after_an_error() -> None:
         ({"activation": "sillu"}, "silu"),
         ({"gamma": 1.5}, r"must lie in \[0, 1\]"),
         ({"learning_rate": 0.0}, "must be positive"),
+        ({"clip_param": -0.2}, "clip_param=-0.2 must be positive"),
+        ({"entropy_coef": -1.0}, "must not be negative"),
         ({"actor_hidden_dims": []}, "at least one layer"),
     ],
 )

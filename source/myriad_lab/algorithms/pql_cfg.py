@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from myriad_lab.errors import ConfigurationError
@@ -77,6 +78,14 @@ class PQLCfg:
             "n_step": self.n_step >= 1,
             "tau": 0.0 < self.tau <= 1.0,
             "batch_size": self.batch_size >= 1,
+            "actor_lr": 0.0 < self.actor_lr < math.inf,
+            "critic_lr": 0.0 < self.critic_lr < math.inf,
+            "weight_decay": self.weight_decay >= 0.0,
+            "max_grad_norm": self.max_grad_norm > 0.0,
+            "target_noise": self.target_noise >= 0.0,
+            "target_noise_clip": self.target_noise_clip >= 0.0,
+            "critic_warmup": self.critic_warmup >= 0,
+            "prior_weight": self.prior_weight >= 0.0,
             "own_fraction": 0.0 <= self.own_fraction <= 1.0,
             "value_updates_per_step": self.value_updates_per_step > 0.0,
             "policy_delay": self.policy_delay >= 1,
@@ -88,4 +97,27 @@ class PQLCfg:
         for name, good in checks.items():
             if not good:
                 raise ConfigurationError(f"{name}={getattr(self, name)} of PQL is out of range; see PQLCfg.{name}.")
+        self.actor.validate()
         self.critic.validate()
+        self._check_bounds()
+
+    def check_prior(self, seeded: bool) -> None:
+        """Raise ``ConfigurationError`` where a setting speaks of a portfolio and the policies come from none."""
+        asked = [name for name in ("prior_fraction", "prior_bootstrap", "prior_weight") if getattr(self, name)]
+        if asked and not seeded:
+            told = ", ".join(f"{name}={getattr(self, name)}" for name in asked)
+            raise ConfigurationError(
+                f"{told} of PQL means the policies of a portfolio, and there is none: give one, or set it to 0"
+            )
+
+    def _check_bounds(self) -> None:
+        bounds = self.target_bounds
+        if bounds is None:
+            return
+        if len(bounds) != 2 or not -math.inf < bounds[0] < bounds[1] < math.inf:
+            raise ConfigurationError(f"target_bounds={bounds} of PQL must be [lowest, highest], two ascending numbers.")
+        if self.critic.kind == "categorical":
+            raise ConfigurationError(
+                f"target_bounds={bounds} of PQL does nothing for categorical critics, whose targets lie between v_min "
+                "and v_max of the critic: set those, and target_bounds=null."
+            )

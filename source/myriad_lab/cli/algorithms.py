@@ -19,6 +19,7 @@ from myriad_lab.runners.parallel_q_runner import ParallelQRunner, ParallelQRunne
 from myriad_lab.runners.population_runner import PopulationRunner, PopulationRunnerCfg
 from myriad_lab.runners.ppo_cfg import PPOCfg
 from myriad_lab.runners.ppo_runner import PPORunner, PPORunnerCfg
+from myriad_lab.tasks.registry import check_device
 
 T = TypeVar("T")
 
@@ -77,7 +78,7 @@ AGENTS: dict[str, Callable[[], Any]] = {"kmyriad": KMyriadAgentCfg, "pql": PQLAg
 """Algorithm -> defaults of ``agent.*``."""
 
 
-def check(algorithm: str, agent: Any, task: Any, num_envs: int, num_policies: int) -> None:
+def check(algorithm: str, agent: Any, task: Any, num_envs: int, num_policies: int, seeded: bool = True) -> None:
     """Check a configuration against the task and the sizes, before anything is built.
 
     Args:
@@ -86,6 +87,7 @@ def check(algorithm: str, agent: Any, task: Any, num_envs: int, num_policies: in
         task: The task, not bound to envs.
         num_envs: Number of envs.
         num_policies: Policies of the population.
+        seeded: Whether they may come from a portfolio.
 
     Raises:
         ConfigurationError: If a value is out of range, or too few particles are left for ``k``.
@@ -99,11 +101,15 @@ def check(algorithm: str, agent: Any, task: Any, num_envs: int, num_policies: in
         StateRewards(agent, task.cfg.episode_steps, num_envs, num_policies, sum(sizes))
     elif algorithm == "pql":
         agent.validate()
+        agent.check_prior(seeded)
         agent.runner.validate()
+        for device in filter(None, (agent.runner.value_device, agent.runner.policy_device)):
+            check_device(device)
     elif num_policies != 1:
         raise ConfigurationError(f"num_policies={num_policies}; ppo trains one policy, leave the flag out")
     else:
         agent.validate(num_envs)
+        agent.runner.validate()
 
 
 def make_runner(algorithm: str, setting: Setting) -> Any:

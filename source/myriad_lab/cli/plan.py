@@ -170,7 +170,8 @@ def _check(plan: TrainPlan) -> None:
     assert run.experiment_name is not None
     assert run.max_iterations is not None
     check_population(run.num_envs, run.num_policies)
-    algorithms.check(run.algorithm, plan.agent_cfg, plan.task, run.num_envs, run.num_policies)
+    seeded = plan.seed_from is not None or plan.resume is not None  # a resumed run knows by itself
+    algorithms.check(run.algorithm, plan.agent_cfg, plan.task, run.num_envs, run.num_policies, seeded)
     if run.seeding == "halving":
         if run.algorithm != "pql":
             raise ConfigurationError(f"seeding=halving works with --algorithm pql, not with {run.algorithm}")

@@ -20,9 +20,9 @@ class ParallelQRunnerCfg:
     max_lead: int = 8
     """Env steps the collector, and policy updates the value learner, may run ahead in parallel mode."""
     value_device: str | None = None
-    """Device of the value learner; the collector's by default."""
+    """Device of the value learner in parallel mode; the collector's by default."""
     policy_device: str | None = None
-    """Device of the policy learner; the collector's by default."""
+    """Device of the policy learner in parallel mode; the collector's by default."""
     learner_threads: int = 1
     """CPU threads of each learner process."""
     save_interval: int = 50
@@ -42,6 +42,12 @@ class ParallelQRunnerCfg:
         """Raise ``ConfigurationError`` where a value is out of range."""
         if self.mode not in MODES:
             raise ConfigurationError(f"mode={self.mode!r} is unknown. {nearest(self.mode, MODES)}")
+        for name in ("value_device", "policy_device"):
+            if self.mode == "interleaved" and getattr(self, name) is not None:
+                raise ConfigurationError(
+                    f"{name}={getattr(self, name)!r} belongs to mode=parallel; in mode=interleaved all happens on the "
+                    "device of the run: leave it out, or choose that mode."
+                )
         least = dict.fromkeys(("num_steps_per_iteration", "max_lead", "learner_threads", "keep_checkpoints"), 1)
         for name, lowest in (least | {"save_interval": 0, "nan_guard_interval": 0}).items():
             if getattr(self, name) < lowest:

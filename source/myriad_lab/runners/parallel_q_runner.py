@@ -84,10 +84,10 @@ class ParallelQRunner:
         if actor is None:
             weights = torch.Generator().manual_seed(seed)
             actor = PopulationActor(sizes["policy"], env.num_actions, num_policies, cfg.actor, weights)
-        guard = guard_slots(cfg, self.runner_cfg.max_lead)
-        self.algorithm = PQL(actor, cfg, env.num_envs, sizes, device, seed, seeded=seeded, guard_slots=guard)
-        every = self.runner_cfg.nan_guard_interval
-        self.callbacks = CallbackList([*([NanGuardCallback(every)] if every else []), *callbacks])
+        slots = guard_slots(cfg, self.runner_cfg.max_lead)
+        self.algorithm = PQL(actor, cfg, env.num_envs, sizes, device, seed, seeded=seeded, guard_slots=slots)
+        guard = [NanGuardCallback(every)] if (every := self.runner_cfg.nan_guard_interval) else []
+        self.callbacks = CallbackList([*guard, *callbacks])
         self.loggers = list(loggers)
         self.manifest_extra = dict(manifest_extra or {})
         self.iteration, self.env_steps, self.wall_time = 0, 0, 0.0
@@ -122,6 +122,8 @@ class ParallelQRunner:
             NanGuardError: If a value, a loss or a network is not finite; the last checkpoint stays.
         """
         self._stop = False
+        if self.iteration == 0:  # a run that goes on has its portfolio in the bundle
+            self.cfg.check_prior(self.algorithm.seeded)
         self.callbacks.on_start(self)
         try:
             self._start_learners()
@@ -309,11 +311,9 @@ class ParallelQRunner:
 
     def _start_learners(self) -> None:
         if self.runner_cfg.mode == "parallel":
-            own = str(self.algorithm.device)
-            devices = self.runner_cfg.value_device or own, self.runner_cfg.policy_device or own
-            self._learners = ParallelLearners(
-                self.algorithm, self.runner_cfg.max_lead, *devices, self.runner_cfg.learner_threads
-            )
+            cfg, own = self.runner_cfg, str(self.algorithm.device)
+            devices = cfg.value_device or own, cfg.policy_device or own
+            self._learners = ParallelLearners(self.algorithm, cfg.max_lead, *devices, cfg.learner_threads)
 
     def _sync(self) -> None:
         if self._learners is not None:

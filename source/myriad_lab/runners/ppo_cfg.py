@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,10 +57,13 @@ class PPOCfg:
 
     def validate(self, num_envs: int) -> None:
         """Raise ``ConfigurationError`` where a value is out of range."""
-        positive = ("num_steps_per_env", "num_learning_epochs", "num_mini_batches", "learning_rate", "init_std")
-        for name in positive:
-            if not getattr(self, name) > 0:
+        counts = ("num_steps_per_env", "num_learning_epochs", "num_mini_batches")
+        for name in (*counts, "learning_rate", "desired_kl", "clip_param", "max_grad_norm", "init_std"):
+            if not 0 < getattr(self, name) < math.inf:
                 raise ConfigurationError(f"agent.{name}={getattr(self, name)} must be positive.")
+        for name in ("value_loss_coef", "entropy_coef"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigurationError(f"agent.{name}={getattr(self, name)} must not be negative.")
         if not 0.0 <= self.gamma <= 1.0 or not 0.0 <= self.lam <= 1.0:
             raise ConfigurationError(f"agent.gamma={self.gamma} and agent.lam={self.lam} must lie in [0, 1].")
         if self.schedule not in ("adaptive", "fixed"):
