@@ -108,6 +108,24 @@ def test_a_portfolio_starts_every_algorithm() -> None:
     assert Manifest.load(head.checkpoint).num_policies == 1
 
 
+def test_the_choice_of_heads_is_told_and_its_env_steps_are_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    parent = train({**FLAGS, "max_iterations": 1}, TINY)
+    goal = {"task": f"{TASK}-Goal", "num_envs": 8, "logger": "none", "max_iterations": 1}
+    flags = {**goal, "algorithm": "pql", "seeding": "best", "portfolio": str(parent.folder)}
+    caplog.set_level("INFO")
+    info = RunFolder(train(flags, TINY_PQL).folder).read_info()  # no head reaches the far goal in 10 steps
+    assert (info["seeding_heads"], info["seeding_scores"]) == ([0], [0.0, 0.0])
+    assert info["seeding_env_steps"] == 2 * 32 * 10
+    assert "that start: 0 (0)" in caplog.text
+    assert "All 2 heads of the portfolio have the zero-shot return 0: the choice is arbitrary" in caplog.text
+    caplog.clear()
+    every = RunFolder(train({**flags, "seeding": "all"}, TINY_PQL).folder).read_info()
+    assert (every["seeding_heads"], every["seeding_env_steps"]) == ([0, 1], 0)
+    assert "portfolio" not in caplog.text
+
+
 def test_halving_is_spread_over_the_first_half() -> None:
     train({**FLAGS, "num_policies": 8, "max_iterations": 1}, TINY)
     flags = {"task": f"{TASK}-Goal", "algorithm": "pql", "num_envs": 8, "portfolio": "latest", "max_iterations": 60}

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, cast
 
-from myriad_lab.portfolio.bundle import seed_actor
+from myriad_lab.portfolio.bundle import seed_heads
 from myriad_lab.runners.rollout import actor_policy, rollout_episodes
 from myriad_lab.tasks.registry import make_env
 
 if TYPE_CHECKING:
     from myriad_lab.cli.plan import TrainPlan
 
+logger = logging.getLogger(__name__)
+
 EPISODES_PER_HEAD = 32
 """Episodes that a head is scored by."""
 
 
-def starting_actor(plan: TrainPlan) -> Any:
-    """Return the population that the portfolio of a plan starts.
+def starting_actor(plan: TrainPlan) -> tuple[Any, dict[str, Any]]:
+    """Return the population that the portfolio of a plan starts, and for ``run.json`` how its heads were chosen.
 
     Raises:
         ConfigurationError: If the number of policies does not fit that of the heads.
@@ -25,20 +28,24 @@ def starting_actor(plan: TrainPlan) -> Any:
     assert run.num_policies is not None
     heads = bundle.manifest.num_policies
     scored = heads > 1 and (run.seeding == "best" or run.num_policies < heads)
-    scores = zero_shot_returns(plan) if scored else [0.0] * heads
+    scores, env_steps = zero_shot_returns(plan) if scored else ([0.0] * heads, 0)
     seeding = "best" if run.algorithm == "ppo" else run.seeding
-    return seed_actor(bundle, run.num_policies, cast(Any, seeding), scores)
+    chosen = seed_heads(heads, run.num_policies, cast(Any, seeding), scores)
+    if scored:
+        _tell(chosen, scores, env_steps)
+    entries: dict[str, Any] = {"seeding_heads": chosen, "seeding_env_steps": env_steps}
+    return bundle.actor.select(chosen), entries | ({"seeding_scores": scores} if scored else {})
 
 
-def zero_shot_returns(plan: TrainPlan) -> list[float]:
-    """Return the mean return of each head of the portfolio in the new task, before any training.
+def zero_shot_returns(plan: TrainPlan) -> tuple[list[float], int]:
+    """Return the mean return of each head of the portfolio in the new task, before any training, and its env steps.
 
     The heads act as they explore, with their noise: the mean actions of an explorer say little about where it goes.
     """
     import torch
 
     run, bundle = plan.run, plan.seed_from
-    heads = bundle.manifest.num_policies
+    heads, calls = bundle.manifest.num_policies, 0
     env = make_env(
         run.task,
         backend=run.backend,
@@ -50,7 +57,25 @@ def zero_shot_returns(plan: TrainPlan) -> list[float]:
     try:
         generator = torch.Generator(run.device).manual_seed(run.seed)
         policy = actor_policy(bundle.actor.to(run.device), deterministic=False, generator=generator)
-        record = rollout_episodes(env, policy, heads, EPISODES_PER_HEAD, features=None, num_obs_rows=0)
+
+        def counted(obs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return policy(obs)
+
+        record = rollout_episodes(env, counted, heads, EPISODES_PER_HEAD, features=None, num_obs_rows=0)
     finally:
         env.close()
-    return [float(value) for value in record.returns.mean(axis=1)]
+    return [float(value) for value in record.returns.mean(axis=1)], calls * heads * EPISODES_PER_HEAD
+
+
+def _tell(chosen: list[int], scores: list[float], env_steps: int) -> None:
+    told = ", ".join(f"{head} ({scores[head]:.4g})" for head in sorted(set(chosen)))
+    logger.info("Heads of the portfolio, with their zero-shot returns, that start: %s; %d env steps", told, env_steps)
+    if len(set(scores)) == 1:
+        logger.warning(
+            "All %d heads of the portfolio have the zero-shot return %.4g: the choice is arbitrary. --seeding all "
+            "starts from every head.",
+            len(scores),
+            scores[0],
+        )

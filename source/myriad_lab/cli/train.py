@@ -93,8 +93,9 @@ def train(
         overrides=plan.env_values,
     )
     try:
-        actor = _starting_actor(plan, env.spec)
+        actor, seeding = _starting_actor(plan, env.spec)
         folder = open_run(plan, list(sys.argv if command is None else command))
+        folder.write_info(seeding)
         result = _learn(plan, env, actor, folder, callbacks)
     finally:
         env.close()
@@ -112,8 +113,11 @@ def settle_torch(deterministic: bool = False) -> None:
     torch.use_deterministic_algorithms(deterministic)
 
 
-def _starting_actor(plan: TrainPlan, spec: Any) -> Any:
-    """Return the population to start from, ``None`` for a fresh one; refuses a bundle that does not fit the env."""
+def _starting_actor(plan: TrainPlan, spec: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the population to start from, ``None`` for a fresh one, and what ``run.json`` says of it.
+
+    Refuses a bundle that does not fit the env.
+    """
     from myriad_lab.cli.seeding import starting_actor
     from myriad_lab.portfolio.bundle import check_resume, check_seed
 
@@ -123,9 +127,9 @@ def _starting_actor(plan: TrainPlan, spec: Any) -> Any:
         # successive halving leaves fewer heads in the bundle than the run began with
         if not getattr(plan.agent_cfg.runner, "halving_iterations", []):
             check_resume(plan.resume.manifest, spec, run.num_policies, run.task)
-        return None
+        return None, {}
     if plan.seed_from is None:
-        return None
+        return None, {}
     check_seed(plan.seed_from.manifest, spec)
     return starting_actor(plan)
 
