@@ -17,6 +17,8 @@ from myriad_lab.errors import ConfigurationError
 from myriad_lab.evaluation.study import Cell, StudyCfg, load_study, make_cells, read_result, train_arguments
 from myriad_lab.evaluation.study_plots import curve_band
 from myriad_lab.evaluation.study_summary import first_crossing, summarise, to_markdown
+from myriad_lab.portfolio.bundle import save_bundle
+from portfolio.helpers import make_actor, make_manifest
 
 SHIPPED = sorted(Path(command.study_path("x")).parent.glob("*.yaml"))
 
@@ -86,8 +88,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_studies_ask_for_runs_that_exist(path: Path) -> None:
+def test_shipped_studies_ask_for_runs_that_exist(path: Path, tmp_path: Path) -> None:
     study = load_study(path)
+    actor = make_actor(num_policies=8)
+    portfolio = str(save_bundle(tmp_path / "portfolio_1", actor, make_manifest(actor)))
     goals = command.resolve_goals(study)
     parser = parser_of("train")
     seen = set()
@@ -95,7 +99,8 @@ def test_shipped_studies_ask_for_runs_that_exist(path: Path) -> None:
         if (cell.variant, cell.case, cell.is_prerequisite) in seen:
             continue
         seen.add((cell.variant, cell.case, cell.is_prerequisite))
-        arguments = train_arguments(study, cell, {} if cell.is_prerequisite else goals[cell.case])
+        case = {} if cell.is_prerequisite else goals[cell.case]
+        arguments = train_arguments(study, cell, case, portfolio if cell.needs else "")
         args, overrides = parser.parse_known_args(arguments)
         run = plan.make_plan(plan.given_flags(args), overrides).run
         assert run.seed == cell.seed
