@@ -11,7 +11,7 @@ from tensordict import TensorDict
 
 from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.pql_cfg import PQLCfg
-from myriad_lab.errors import ConfigurationError
+from myriad_lab.errors import CheckpointError, ConfigurationError
 from myriad_lab.functional.projection import categorical_projection
 from myriad_lab.networks.normalizer import RunningNormalizer
 from myriad_lab.networks.population import PopulationActor, check_population
@@ -242,11 +242,22 @@ class PQL:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
-        for name, module in self._modules().items():
-            module.load_state_dict(state[name])
-        self.actor_optimizer.load_state_dict(state["actor_optimizer"])
-        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        """Restore what ``state_dict`` returned; the state says whether the policies come from a portfolio.
+
+        Raises:
+            CheckpointError: If the state belongs to other networks.
+            ConfigurationError: If a setting speaks of a portfolio and the state knows of none.
+        """
+        self.seeded = "prior" in state
+        self.cfg.check_prior(self.seeded)
+        self.prior = copy.deepcopy(self.actor).requires_grad_(False) if self.seeded else None
+        try:
+            for name, module in self._modules().items():
+                module.load_state_dict(state[name])
+            self.actor_optimizer.load_state_dict(state["actor_optimizer"])
+            self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint does not fit the networks of this configuration: {error}") from error
         self.generator.set_state(state["generator"])
         self.steps, self.value_updates, self.policy_updates, self.idle_steps = (int(x) for x in state["counters"])
 

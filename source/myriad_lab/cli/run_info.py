@@ -50,7 +50,7 @@ def open_run(plan: TrainPlan, command: Sequence[str]) -> RunFolder:
             "num_policies": run.num_policies,
             "seed": run.seed,
             "device": run.device,
-            "portfolio": None if plan.seed_from is None else str(plan.seed_from.path),
+            "portfolio": _parent(plan),
             "git_commit": commit,
             "hardware": hardware(),
             "versions": versions(),
@@ -65,7 +65,7 @@ def manifest_entries(plan: TrainPlan) -> dict[str, Any]:
     """Return the entries of the bundles' manifest that only the command line knows."""
     return {
         "config": plan.config(),
-        "parent": None if plan.seed_from is None else str(plan.seed_from.path),
+        "parent": _parent(plan),
         "git_commit": git_state(_source_folder())[0],
         "backend": plan.run.backend,
     }
@@ -80,6 +80,13 @@ def finish_run(folder: RunFolder, result: TrainResult) -> None:
     )
     now = datetime.now().isoformat(timespec="seconds")
     folder.write_info({"finished": not result.interrupted, "ended": now})
+
+
+def _parent(plan: TrainPlan) -> str | None:
+    """Return the portfolio that the run started from, also where it goes on."""
+    if plan.resume is not None:
+        return plan.resume.manifest.parent
+    return None if plan.seed_from is None else str(plan.seed_from.path)
 
 
 def _source_folder() -> str:

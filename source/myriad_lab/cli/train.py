@@ -127,7 +127,8 @@ def _starting_actor(plan: TrainPlan, spec: Any) -> tuple[Any, dict[str, Any]]:
         # successive halving leaves fewer heads in the bundle than the run began with
         if not getattr(plan.agent_cfg.runner, "halving_iterations", []):
             check_resume(plan.resume.manifest, spec, run.num_policies, run.task)
-        return None, {}
+        # a portfolio may have brought networks of another shape than the configuration's; ppo asks the bundle itself
+        return None if run.algorithm == "ppo" else plan.resume.actor, {}
     if plan.seed_from is None:
         return None, {}
     check_seed(plan.seed_from.manifest, spec)

@@ -129,7 +129,8 @@ class QEnsemble(nn.Module):
     def select(self, head_ids: Sequence[int]) -> QEnsemble:
         """Return a copy whose head ``j`` has the two critics of head ``head_ids[j]``; repeats are allowed."""
         rows = self.rows(head_ids)
-        copy = QEnsemble(self.num_obs, self.num_actions, len(head_ids), self.cfg)
+        # The initial weights are overwritten; drawing them must not move the global generator.
+        copy = QEnsemble(self.num_obs, self.num_actions, len(head_ids), self.cfg, torch.Generator())
         stacked = {name for name, _ in self.named_parameters()}
         copy.load_state_dict({k: v[rows] if k in stacked else v for k, v in self.state_dict().items()})
         return copy.to(self.support.device)

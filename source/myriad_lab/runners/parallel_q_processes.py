@@ -241,7 +241,6 @@ def _pack(algorithm: PQL) -> bytes:
             "cfg": asdict(algorithm.cfg),
             "num_envs": algorithm.num_envs,
             "obs_sizes": algorithm.groups,
-            "seeded": algorithm.seeded,
             "seed": algorithm.generator.initial_seed(),
             "state": algorithm.state_dict(),
         },
@@ -257,15 +256,7 @@ def _unpack(payload: bytes, replay: ReplayBuffer, device: str, threads: int, rol
     actor = PopulationActor(num_obs, num_actions, num_policies, PopulationActorCfg(**packed["actor"]["cfg"]))
     raw = packed["cfg"]
     cfg = PQLCfg(**{**raw, "actor": PopulationActorCfg(**raw["actor"]), "critic": QEnsembleCfg(**raw["critic"])})
-    algorithm = PQL(
-        actor,
-        cfg,
-        packed["num_envs"],
-        packed["obs_sizes"],
-        device,
-        seeded=packed["seeded"],
-        replay=replay,
-    )
+    algorithm = PQL(actor, cfg, packed["num_envs"], packed["obs_sizes"], device, replay=replay)
     # the generator of another device is none for this one, and every process draws its own rows
     algorithm.load_state_dict({**packed["state"], "generator": algorithm.generator.get_state()})
     algorithm.reseed(packed["seed"] + 1_000_000_007 * role + algorithm.value_updates)

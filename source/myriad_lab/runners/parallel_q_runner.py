@@ -122,8 +122,7 @@ class ParallelQRunner:
             NanGuardError: If a value, a loss or a network is not finite; the last checkpoint stays.
         """
         self._stop = False
-        if self.iteration == 0:  # a run that goes on has its portfolio in the bundle
-            self.cfg.check_prior(self.algorithm.seeded)
+        self.cfg.check_prior(self.algorithm.seeded)
         self.callbacks.on_start(self)
         try:
             self._start_learners()

@@ -1,0 +1,79 @@
+"""Going on with a run through the command line: the same as never having stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from myriad_lab.cli.train import train
+from myriad_lab.portfolio.bundle import load_bundle
+from myriad_lab.portfolio.run_folder import RunFolder
+
+TASK = "Myriad-PointMaze-Maze"
+FLAGS: dict[str, Any] = {"task": TASK, "num_envs": 8, "num_policies": 2, "logger": "none"}
+SHORT = ["env.episode_steps=10", "agent.runner.save_interval=2"]
+SMALL = [*SHORT, "agent.actor.trunk=[8]", "agent.actor.adapter_dim=8"]
+PQL = [*SHORT, "agent.batch_size=8", "agent.warmup_steps=4", "agent.critic_warmup=6", "agent.replay_capacity=4096"]
+PQL += ["agent.critic.hidden=[8]", "agent.runner.num_steps_per_iteration=12", "agent.runner.save_replay=true"]
+PRIOR = [*PQL, "agent.prior_fraction=0.5", "agent.prior_bootstrap=true", "agent.prior_weight=0.1"]
+HALVED = [*PRIOR, "agent.runner.halving_iterations=[1]", "env.goal=[-0.8,-0.3]", "env.goal_radius=0.3"]
+PPO = [*SHORT, "agent.num_steps_per_env=8", "agent.critic_hidden_dims=[8]"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def portfolio(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the folder of explorers whose networks are smaller than any preset's."""
+    root = str(tmp_path_factory.mktemp("portfolio"))
+    return str(train({**FLAGS, "max_iterations": 1, "runs_root": root}, SMALL).folder)
+
+
+def assert_same_state(first: Any, second: Any, where: str = "") -> None:
+    assert type(first) is type(second), where
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_same_state(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second), where
+        for i, (ours, theirs) in enumerate(zip(first, second, strict=True)):
+            assert_same_state(ours, theirs, f"{where}[{i}]")
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first.nan_to_num(nan=-7.0), second.nan_to_num(nan=-7.0)), where
+    elif "wall_time" not in where:
+        assert first == second, where
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "overrides"),
+    [("kmyriad", SHORT), ("pql", PQL), ("pql", PRIOR), ("pql", HALVED), ("ppo", PPO)],
+    ids=["kmyriad", "pql", "prior", "halved", "ppo"],
+)
+def test_a_resumed_run_from_a_portfolio_equals_one_that_went_through(
+    portfolio: str, algorithm: str, overrides: list[str]
+) -> None:
+    task = TASK if algorithm == "kmyriad" else f"{TASK}-Goal"
+    flags = {"task": task, "algorithm": algorithm, "num_envs": 8, "logger": "none", "portfolio": portfolio}
+    whole = train({**flags, "max_iterations": 4, "run_name": "whole"}, overrides)
+    half = train({**flags, "max_iterations": 2, "run_name": "half"}, overrides)
+    torch.rand(7)  # the global generators have moved on meanwhile
+    resumed = train({"checkpoint": str(half.folder), "max_iterations": 4})
+    ours, theirs = (load_bundle(result.checkpoint) for result in (whole, resumed))
+    assert ours.actor.cfg == theirs.actor.cfg
+    assert ours.actor.cfg.trunk == [8]
+    assert ours.manifest.num_policies == (1 if algorithm == "ppo" or overrides is HALVED else 2)
+    assert_same_state(ours.load_train_state(), theirs.load_train_state())
+    assert ours.has_replay == theirs.has_replay == (algorithm == "pql")
+    if ours.has_replay:
+        assert_same_state(ours.load_replay(), theirs.load_replay())
+        assert "prior" in theirs.load_train_state()["algorithm"]
+    assert theirs.manifest.parent == ours.manifest.parent
+    assert RunFolder(resumed.folder).read_info()["portfolio"] == ours.manifest.parent
