@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from myriad_lab.cli.main import main
 from myriad_lab.cli.train import train
 from myriad_lab.portfolio.bundle import load_bundle
 from myriad_lab.portfolio.run_folder import RunFolder
+from myriad_lab.runners.callbacks import Callback
 
 TASK = "Myriad-PointMaze-Maze"
 FLAGS: dict[str, Any] = {"task": TASK, "num_envs": 8, "num_policies": 2, "logger": "none"}
@@ -77,3 +82,46 @@ def test_a_resumed_run_from_a_portfolio_equals_one_that_went_through(
         assert "prior" in theirs.load_train_state()["algorithm"]
     assert theirs.manifest.parent == ours.manifest.parent
     assert RunFolder(resumed.folder).read_info()["portfolio"] == ours.manifest.parent
+
+
+class SignalInIteration(Callback):
+    """Sends this process a signal at the end of an iteration, before it is saved."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def on_iteration(self, runner: Any, metrics: dict[str, float]) -> None:
+        if runner.iteration + 1 == self.iteration:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("asked", [{"max_iterations": 2}, {"max_iterations": 9, "max_env_steps": 160}])
+def test_a_signal_in_the_last_iteration_interrupts_nothing(asked: dict[str, int]) -> None:
+    result = train({**FLAGS, **asked}, SMALL, callbacks=[SignalInIteration(2)])
+    assert (result.iteration, result.interrupted) == (2, False)
+    assert RunFolder(result.folder).read_info()["finished"]
+
+
+@pytest.mark.parametrize("asked", [{"max_iterations": 2}, {"max_iterations": 9, "max_env_steps": 160}])
+def test_going_on_with_a_run_that_was_killed_at_its_very_end_finishes_it(
+    asked: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = train({**FLAGS, **asked}, SMALL)
+    folder = RunFolder(first.folder)
+    result_file = folder.path / "result.json"
+    told = json.loads(result_file.read_text())
+    result_file.unlink()
+    folder.write_info({"finished": False})
+    again = train({"checkpoint": str(first.folder)})
+    assert again.done_before
+    assert not again.interrupted
+    assert (again.iteration, again.env_steps) == (first.iteration, first.env_steps)
+    assert again.checkpoint == first.checkpoint.resolve()
+    assert folder.read_info()["finished"]
+    assert json.loads(result_file.read_text()) == told
+    info = folder.read_info()
+    capsys.readouterr()
+    assert main(["train", "--checkpoint", str(first.folder)]) == 0
+    assert "the run was done before" in capsys.readouterr().out
+    assert folder.read_info() == info
+    assert len(folder.list_checkpoints()) == 1

@@ -132,9 +132,14 @@ def test_a_truncated_checkpoint(trained: Path, tmp_path: Path, capsys: pytest.Ca
     assert "truncated" in refused(capsys, "--checkpoint", str(copy), "--max_iterations", "5")
 
 
-def test_a_run_that_is_done(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = refused(capsys, "--checkpoint", str(trained))
-    assert "max_iterations=1" in line
+def test_a_run_that_has_done_more(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    assert main(["train", "--checkpoint", str(copy), "--max_iterations", "2"]) == 0
+    capsys.readouterr()
+    for bundle, done in ((copy, 2), (min(copy.glob("checkpoints/iteration_*")), 1)):
+        line = refused(capsys, "--checkpoint", str(bundle), "--max_iterations", "1")
+        assert f"the run has done {done} of max_iterations=1" in line
 
 
 def test_a_checkpoint_and_a_portfolio(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

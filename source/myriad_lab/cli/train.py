@@ -27,7 +27,7 @@ class TrainResult:
     checkpoint: Path
     """Its last bundle."""
     interrupted: bool
-    """Whether a signal ended it before its time."""
+    """Whether a signal ended it with iterations left to do."""
     iteration: int
     """Iterations done, those before a resume included."""
     env_steps: int
@@ -36,6 +36,8 @@ class TrainResult:
     """Time spent training [s]."""
     metrics: dict[str, float]
     """Metrics of the last iteration."""
+    done_before: bool = False
+    """Whether it was asked to go on and had nothing left to do."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +56,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     result = train(given_flags(args), overrides)
     print(f"{result.iteration} iterations, {result.env_steps:,} env steps, {result.wall_time:.0f} s of training")
     print(f"run folder: {result.folder}")
+    if result.done_before:
+        print("the run was done before: a larger --max_iterations or --max_env_steps goes on with it")
     if result.interrupted:
         print(f"go on with: myriad train --checkpoint {result.folder}")
     return 130 if result.interrupted else 0
@@ -83,6 +87,8 @@ def train(
     from myriad_lab.tasks.registry import make_env
 
     plan = make_plan(flags, overrides)
+    if plan.resume is not None and _is_done(plan, plan.resume.manifest.iteration, plan.resume.manifest.env_steps):
+        return _result_of_done(plan)
     settle_torch(plan.run.deterministic)
     env = make_env(
         plan.run.task,
@@ -135,6 +141,38 @@ def _starting_actor(plan: TrainPlan, spec: Any) -> tuple[Any, dict[str, Any]]:
     return starting_actor(plan)
 
 
+def _is_done(plan: TrainPlan, iteration: int, env_steps: int) -> bool:
+    """Return whether a run has done all that was asked for."""
+    assert plan.run.max_iterations is not None
+    budget = plan.run.max_env_steps
+    return iteration >= plan.run.max_iterations or (budget is not None and env_steps >= budget)
+
+
+def _result_of_done(plan: TrainPlan) -> TrainResult:
+    """Return the result of a run with nothing left to do, which is finished even where it was killed before it said so.
+
+    Raises:
+        ConfigurationError: If the bundle is not the last one of its run, or has done more than was asked for.
+    """
+    from myriad_lab.cli.run_info import finish_run
+    from myriad_lab.portfolio.run_folder import RunFolder
+
+    path, manifest = plan.resume.path.resolve(), plan.resume.manifest
+    is_last = path.parent.name == "checkpoints" and RunFolder.open(path).latest() == path
+    if not is_last or manifest.iteration > (plan.run.max_iterations or 0):
+        raise ConfigurationError(
+            f"the run has done {manifest.iteration} of max_iterations={plan.run.max_iterations} and "
+            f"{manifest.env_steps} env steps of max_env_steps={plan.run.max_env_steps}; give a larger number"
+        )
+    folder = RunFolder.open(path)
+    metrics = {name: value for name, value in manifest.metrics.items() if value is not None}
+    counters = (manifest.iteration, manifest.env_steps, manifest.wall_time)
+    result = TrainResult(folder.path, path, False, *counters, metrics, done_before=True)
+    if not folder.read_info().get("finished"):
+        finish_run(folder, result)
+    return result
+
+
 def _learn(plan: TrainPlan, env: Any, actor: Any, folder: RunFolder, callbacks: Sequence[Callback]) -> TrainResult:
     """Build the runner and let it learn until it is done or told to stop."""
     from myriad_lab.cli.algorithms import Setting, make_runner
@@ -165,17 +203,12 @@ def _learn(plan: TrainPlan, env: Any, actor: Any, folder: RunFolder, callbacks: 
         runner = make_runner(run.algorithm, setting)
         if plan.resume is not None:
             runner.load(plan.resume.path)
-        remaining = run.max_iterations - runner.iteration
-        if remaining <= 0:
-            raise ConfigurationError(
-                f"the run has done {runner.iteration} of max_iterations={run.max_iterations}; give a larger number"
-            )
         with GracefulStop(runner.request_stop) as stop:
-            runner.learn(remaining)
+            runner.learn(run.max_iterations - runner.iteration)
     finally:
         for logger in loggers:
             logger.close()
-    interrupted = stop.signal_number is not None
+    interrupted = stop.signal_number is not None and not _is_done(plan, runner.iteration, runner.env_steps)
     counters = (runner.iteration, runner.env_steps, runner.wall_time)
     return TrainResult(folder.path, folder.latest(), interrupted, *counters, dict(runner.metrics))
 
