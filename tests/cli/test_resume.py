@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,20 @@ def portfolio(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the folder of explorers whose networks are smaller than any preset's."""
     root = str(tmp_path_factory.mktemp("portfolio"))
     return str(train({**FLAGS, "max_iterations": 1, "runs_root": root}, SMALL).folder)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the folders of runs of two iterations, by algorithm."""
+    root = str(tmp_path_factory.mktemp("finished"))
+    small = ["agent.actor.trunk=[8]", "agent.actor.adapter_dim=8"]
+    overrides = {"kmyriad": SMALL, "pql": [*PQL, *small], "ppo": [*PPO, "agent.actor_hidden_dims=[8]"]}
+    flags = {"num_envs": 8, "logger": "none", "max_iterations": 2, "runs_root": root}
+    tasks = {"kmyriad": {"task": TASK, "num_policies": 2}, "pql": {"task": f"{TASK}-Goal", "num_policies": 2}}
+    return {
+        name: train({**flags, "algorithm": name, **tasks.get(name, {"task": f"{TASK}-Goal"})}, words).folder
+        for name, words in overrides.items()
+    }
 
 
 def assert_same_state(first: Any, second: Any, where: str = "") -> None:
@@ -125,3 +141,59 @@ def test_going_on_with_a_run_that_was_killed_at_its_very_end_finishes_it(
     assert "the run was done before" in capsys.readouterr().out
     assert folder.read_info() == info
     assert len(folder.list_checkpoints()) == 1
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "asked", "says"),
+    [
+        ("kmyriad", ["--max_iterations", "1"], ["has done 2 of max_iterations=1"]),
+        ("kmyriad", ["--num_envs", "16"], ["num_envs: 8 in the bundle, 16 asked for"]),
+        ("kmyriad", ["--num_policies", "4"], ["num_policies: 2 in the bundle, 4 asked for", "--portfolio"]),
+        ("kmyriad", ["--algorithm", "pql"], ["algorithm: kmyriad in the bundle, pql asked for"]),
+        ("kmyriad", ["--task", "Myriad-AntMaze-Maze"], [f"task: {TASK} in the bundle, Myriad-AntMaze-Maze asked for"]),
+        ("kmyriad", ["env.episode_steps=12"], ["max_episode_length: 10 in the bundle, 12 in the env"]),
+        ("kmyriad", ["agent.actor.trunk=[16]"], ["agent.actor.trunk=[16]", "has [8] and keeps its networks"]),
+        ("kmyriad", ["--logger", "wandb"], ["needs the package wandb"]),
+        ("pql", ["agent.critic.hidden=[16]"], ["does not fit the networks", "size mismatch"]),
+        ("pql", ["agent.replay_capacity=80"], ["replay memory"]),
+        ("pql", ["--num_envs", "16"], ["num_envs: 8 in the bundle, 16 asked for"]),
+        ("pql", ["agent.prior_fraction=0.5"], ["prior_fraction=0.5", "portfolio"]),
+        ("ppo", ["agent.critic_hidden_dims=[16]"], ["does not fit the networks", "size mismatch"]),
+        ("ppo", ["agent.actor_hidden_dims=[16]"], ["agent.actor_hidden_dims=[16]", "keeps its networks"]),
+    ],
+)
+def test_a_refused_resume_leaves_the_run_as_it_was(
+    finished: dict[str, Path],
+    algorithm: str,
+    asked: list[str],
+    says: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
+    folder = finished[algorithm]
+    before = contents(folder)
+    last = [] if "--max_iterations" in asked else ["--max_iterations", "4"]
+    assert main(["train", "--checkpoint", str(folder), *last, *asked]) == 2
+    line = capsys.readouterr().err
+    assert "Traceback" not in line
+    assert all(text in line for text in says), line
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "train_state.pt", "replay/replay.pt"])
+def test_a_resume_from_a_cut_file_leaves_the_run_as_it_was(
+    finished: dict[str, Path], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished["pql"], folder)
+    (file,) = folder.glob(f"checkpoints/*/{name}")
+    file.write_bytes(file.read_bytes()[:-100])
+    before = contents(folder)
+    assert main(["train", "--checkpoint", str(folder), "--max_iterations", "4"]) == 2
+    assert f"{name} is truncated" in capsys.readouterr().err
+    assert contents(folder) == before

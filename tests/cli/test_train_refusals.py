@@ -116,12 +116,12 @@ def test_the_bundle_of_another_task(trained: Path, capsys: pytest.CaptureFixture
 
 def test_the_bundle_of_another_robot(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, "--task", "Myriad-AntMaze-Maze", *SMALL, "--portfolio", str(trained))
-    assert "do not fit the env" in line
+    assert f"of {TASK}, do not fit the env, of Myriad-AntMaze-Maze" in line
 
 
 def test_another_number_of_heads(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, "--checkpoint", str(trained), "--num_policies", "4", "--max_iterations", "5")
-    assert "num_policies: 2 in the bundle, 4 asked for" in line
+    assert "another num_policies: 2 in the bundle, 4 asked for" in line
 
 
 def test_a_truncated_checkpoint(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -203,11 +203,14 @@ def test_crash_between_the_two_moves_is_recovered(tmp_path: Path) -> None:
 
 def test_resume_refusal_prints_every_difference() -> None:
     manifest = make_manifest(make_actor())
-    check_resume(manifest, make_spec(), 4, TASK)
-    check_resume(manifest, make_spec().to_dict(), 4, TASK)
+    check_resume(manifest, make_spec(), num_policies=4, num_envs=8, algorithm="kmyriad", task=TASK)
+    check_resume(manifest, make_spec().to_dict(), num_policies=4, task=TASK)
+    asked = {"num_policies": 8, "num_envs": 16, "algorithm": "pql", "task": "Myriad-Ant"}
     with pytest.raises(CheckpointError) as refusal:
-        check_resume(manifest, make_spec(joint_vel=8, scale=2.0, steps=100), 8, "Myriad-Ant")
+        check_resume(manifest, make_spec(joint_vel=8, scale=2.0, steps=100), **asked)
     text = str(refusal.value)
+    assert "num_envs: 8 in the bundle, 16 asked for" in text
+    assert "algorithm: kmyriad in the bundle, pql asked for" in text
     assert "task: Myriad-PointMaze-Maze in the bundle, Myriad-Ant asked for" in text
     assert "num_policies: 4 in the bundle, 8 asked for" in text
     assert "observations.policy[1]: joint_vel (3,) [rad/s] in the bundle, joint_vel (8,) [rad/s] in the env" in text
@@ -226,8 +229,8 @@ def test_seeding_demands_policy_terms_and_actions_only() -> None:
     other_scale["observations"]["policy"][0]["scale"] = (0.5, 0.5)
     with pytest.raises(CheckpointError, match=r"policy\[0\]\.scale: \[\] in the bundle, \[0\.5, 0\.5\] in the env"):
         check_seed(manifest, other_scale)
-    with pytest.raises(CheckpointError, match="Choose a task with the same robot"):
-        check_seed(manifest, make_spec(scale=0.5))
+    with pytest.raises(CheckpointError, match="of Myriad-PointMaze-Maze, do not fit the env, of Myriad-Ant"):
+        check_seed(manifest, make_spec(scale=0.5, task="Myriad-Ant"))
 
 
 def test_schema_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,7 +190,7 @@ def test_bad_input_is_refused_before_any_work(tmp_path):
         )
 
 
-@pytest.mark.parametrize(("change", "message"), [({"m": 4}, "num_policies"), ({"num_envs": 8}, "num_envs=4")])
+@pytest.mark.parametrize(("change", "message"), [({"m": 4}, "num_policies"), ({"num_envs": 8}, "num_envs: 4")])
 def test_resuming_with_other_sizes_is_refused(tmp_path, change, message):
     make_runner(tmp_path).learn(1)
     with pytest.raises(CheckpointError, match=message):

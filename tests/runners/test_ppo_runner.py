@@ -184,7 +184,7 @@ def test_resume_refuses_another_task_and_size(tmp_path: Path) -> None:
     make_runner().save(tmp_path / "bundle")
     with pytest.raises(CheckpointError, match="in the env"):
         PPORunner(IdentityEnv(num_actions=3), small()).load(tmp_path / "bundle")
-    with pytest.raises(CheckpointError, match="num_envs=32, this env has 16"):
+    with pytest.raises(CheckpointError, match="num_envs: 32 in the bundle, 16 asked for"):
         PPORunner(IdentityEnv(num_envs=16), small()).load(tmp_path / "bundle")
 
 

@@ -11,9 +11,7 @@ from myriad_lab.algorithms.kmyriad import KMyriadCfg
 from myriad_lab.algorithms.pql import PQLCfg
 from myriad_lab.envs.contract import VecEnv
 from myriad_lab.errors import ConfigurationError
-from myriad_lab.monitor.logger import Logger
 from myriad_lab.networks.population import PopulationActor
-from myriad_lab.portfolio.run_folder import RunFolder
 from myriad_lab.runners.callbacks import Callback
 from myriad_lab.runners.parallel_q_runner import ParallelQRunner, ParallelQRunnerCfg
 from myriad_lab.runners.population_runner import PopulationRunner, PopulationRunnerCfg
@@ -50,14 +48,12 @@ class PPOAgentCfg(PPOCfg):
 
 @dataclass
 class Setting:
-    """What a runner is built from, once everything is checked."""
+    """What a runner is built from; where it writes is set once everything is checked."""
 
     env: VecEnv
     """The env."""
     agent: Any
     """One of the configurations of this module."""
-    folder: RunFolder
-    """Folder of the run."""
     device: str
     """Device of networks and buffers."""
     seed: int
@@ -68,8 +64,6 @@ class Setting:
     """Population to start from, ``None`` for a fresh one."""
     callbacks: Sequence[Callback]
     """Observers."""
-    loggers: Sequence[Logger]
-    """Where the metrics go."""
     manifest: Mapping[str, Any]
     """Entries of the bundles' manifest that only the command line knows."""
 
@@ -113,14 +107,14 @@ def check(algorithm: str, agent: Any, task: Any, num_envs: int, num_policies: in
 
 
 def make_runner(algorithm: str, setting: Setting) -> Any:
-    """Return the runner of an algorithm.
+    """Return the runner of an algorithm, without a run folder and loggers.
 
     Raises:
         ConfigurationError: If the env or the population does not fit.
     """
     agent = setting.agent
-    place: Sequence[Any] = (setting.folder, setting.device, setting.seed)
-    common: dict[str, Any] = {"callbacks": setting.callbacks, "loggers": setting.loggers}
+    place: Sequence[Any] = (None, setting.device, setting.seed)
+    common: dict[str, Any] = {"callbacks": setting.callbacks}
     population: dict[str, Any] = {"num_policies": setting.num_policies, "actor": setting.actor, **common}
     if algorithm == "kmyriad":
         cfg = _narrow(agent, KMyriadCfg)

@@ -65,6 +65,8 @@ def make_plan(flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainP
     check_choices(run)
     if not run.task:
         raise ConfigurationError("no task: give --task, see `myriad list_tasks`, or a preset with experiment=NAME")
+    if resume is not None:
+        _check_same(resume, run)
     entry = registry.get(run.task)
     run.backend = _backend(run, entry)
     registry.check_device(run.device)
@@ -178,11 +180,31 @@ def _check(plan: TrainPlan) -> None:
         algorithms.plan_halving(plan.agent_cfg, run.num_policies, run.max_iterations)
     if plan.resume is None:
         check_writable(Path(run.runs_root) / run.experiment_name)
-    elif plan.resume.manifest.task != run.task:
-        raise CheckpointError(
-            f"the checkpoint {plan.resume.path} is of task {plan.resume.manifest.task}, not of {run.task}; "
-            "leave --task out to go on with it, or start from it with --portfolio"
-        )
+    else:
+        _check_networks(plan)
+
+
+def _check_same(resume: Any, run: RunCfg) -> None:
+    """Refuse to go on with another task, algorithm or number of policies, whose other settings would not fit either."""
+    manifest = resume.manifest
+    # successive halving leaves fewer heads in the bundle than the run began with
+    began = manifest.config.get("run", {}).get("num_policies", manifest.num_policies)
+    for name, ours in (("task", manifest.task), ("algorithm", manifest.algorithm), ("num_policies", began)):
+        if getattr(run, name) != ours:
+            raise CheckpointError(
+                f"{resume.path} cannot be resumed with another {name}: {ours} in the bundle, {getattr(run, name)} "
+                f"asked for; leave --{name} out to go on with it, or start from it with --portfolio"
+            )
+
+
+def _check_networks(plan: TrainPlan) -> None:
+    """Refuse another shape of the policies than that of the resumed run, which keeps its networks."""
+    kept = flatten(plan.resume.manifest.config.get("agent", {}))
+    for key, value in flatten(asdict(plan.agent_cfg)).items():
+        if key.startswith(("actor.", "actor_hidden_dims")) and kept.get(key, value) != value:
+            raise ConfigurationError(
+                f"agent.{key}={value}: the run to go on with has {kept[key]} and keeps its networks; leave it out"
+            )
 
 
 def given_flags(args: Any) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import myriad_lab
 from myriad_lab.cli.configuration import to_yaml
 from myriad_lab.cli.machine import hardware, versions
-from myriad_lab.portfolio.atomic import write_json
+from myriad_lab.portfolio.atomic import check_writable, write_json
 from myriad_lab.portfolio.run_folder import RunFolder, git_state
 
 if TYPE_CHECKING:
@@ -21,18 +21,23 @@ RESULT_FILE = "result.json"
 GIT_DIFF_FILE = "git.diff"
 
 
-def open_run(plan: TrainPlan, command: Sequence[str]) -> RunFolder:
-    """Return the folder of a run: that of the resumed bundle, or a new one with its configuration written down.
+def folder_of(plan: TrainPlan) -> RunFolder:
+    """Return the folder of a run: that of the resumed bundle, or a new one.
 
     Raises:
         ConfigurationError: If it cannot be written.
     """
     run = plan.run
-    bundle = None if plan.resume is None else plan.resume.path
-    if bundle is not None and bundle.parent.name == "checkpoints":
-        folder = RunFolder.open(bundle)
-    else:
-        folder = RunFolder.create(run.runs_root, run.experiment_name or run.task, run.run_name)
+    if plan.resume is not None and plan.resume.path.parent.name == "checkpoints":
+        folder = RunFolder.open(plan.resume.path)
+        check_writable(folder.checkpoints)
+        return folder
+    return RunFolder.create(run.runs_root, run.experiment_name or run.task, run.run_name)
+
+
+def open_run(folder: RunFolder, plan: TrainPlan, command: Sequence[str], seeding: Mapping[str, Any]) -> None:
+    """Write down what a run is: configuration, source, command, versions, and how its heads were chosen."""
+    run = plan.run
     config = folder.path / "config"
     config.mkdir(exist_ok=True)
     for section, values in plan.config().items():
@@ -56,9 +61,9 @@ def open_run(plan: TrainPlan, command: Sequence[str]) -> RunFolder:
             "versions": versions(),
             "started": folder.read_info().get("started") or datetime.now().isoformat(timespec="seconds"),
             "finished": False,
+            **seeding,
         }
     )
-    return folder
 
 
 def manifest_entries(plan: TrainPlan) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from myriad_lab.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from myriad_lab.cli.plan import TrainPlan
-    from myriad_lab.portfolio.run_folder import RunFolder
     from myriad_lab.runners.callbacks import Callback
 
 
@@ -83,7 +82,8 @@ def train(
         CheckpointError: If a bundle is missing, damaged or does not fit.
     """
     from myriad_lab.cli.plan import make_plan
-    from myriad_lab.cli.run_info import finish_run, open_run
+    from myriad_lab.cli.run_info import finish_run
+    from myriad_lab.portfolio.run_folder import RunFolder
     from myriad_lab.tasks.registry import make_env
 
     plan = make_plan(flags, overrides)
@@ -100,12 +100,11 @@ def train(
     )
     try:
         actor, seeding = _starting_actor(plan, env.spec)
-        folder = open_run(plan, list(sys.argv if command is None else command))
-        folder.write_info(seeding)
-        result = _learn(plan, env, actor, folder, callbacks)
+        runner = _make_runner(plan, env, actor, callbacks)
+        result = _learn(plan, runner, list(sys.argv if command is None else command), seeding)
     finally:
         env.close()
-    finish_run(folder, result)
+    finish_run(RunFolder(result.folder), result)
     return result
 
 
@@ -128,11 +127,8 @@ def _starting_actor(plan: TrainPlan, spec: Any) -> tuple[Any, dict[str, Any]]:
     from myriad_lab.portfolio.bundle import check_resume, check_seed
 
     run = plan.run
-    assert run.num_policies is not None
     if plan.resume is not None:
-        # successive halving leaves fewer heads in the bundle than the run began with
-        if not getattr(plan.agent_cfg.runner, "halving_iterations", []):
-            check_resume(plan.resume.manifest, spec, run.num_policies, run.task)
+        check_resume(plan.resume.manifest, spec, task=run.task, algorithm=run.algorithm, num_envs=run.num_envs)
         # a portfolio may have brought networks of another shape than the configuration's; ppo asks the bundle itself
         return None if run.algorithm == "ppo" else plan.resume.actor, {}
     if plan.seed_from is None:
@@ -173,36 +169,47 @@ def _result_of_done(plan: TrainPlan) -> TrainResult:
     return result
 
 
-def _learn(plan: TrainPlan, env: Any, actor: Any, folder: RunFolder, callbacks: Sequence[Callback]) -> TrainResult:
-    """Build the runner and let it learn until it is done or told to stop."""
+def _make_runner(plan: TrainPlan, env: Any, actor: Any, callbacks: Sequence[Callback]) -> Any:
+    """Build the runner, and bring it to where the resumed bundle was; nothing is written, whatever does not fit."""
     from myriad_lab.cli.algorithms import Setting, make_runner
-    from myriad_lab.cli.interrupt import GracefulStop
     from myriad_lab.cli.run_info import manifest_entries
-    from myriad_lab.monitor.logger import make_loggers
 
     run = plan.run
     assert run.num_policies is not None
+    setting = Setting(
+        env=env,
+        agent=plan.agent_cfg,
+        device=run.device,
+        seed=run.seed,
+        num_policies=run.num_policies,
+        actor=actor,
+        callbacks=[*_budgets(plan), *_videos(plan), *callbacks],
+        manifest=manifest_entries(plan),
+    )
+    runner = make_runner(run.algorithm, setting)
+    if plan.resume is not None:
+        runner.load(plan.resume.path)
+    return runner
+
+
+def _learn(plan: TrainPlan, runner: Any, command: Sequence[str], seeding: Mapping[str, Any]) -> TrainResult:
+    """Open the run folder and let the runner learn until it is done or told to stop."""
+    from myriad_lab.cli.interrupt import GracefulStop
+    from myriad_lab.cli.run_info import folder_of, open_run
+    from myriad_lab.monitor.logger import make_loggers
+
+    run = plan.run
     assert run.max_iterations is not None
+    folder = folder_of(plan)
     names = ["console"] if run.logger == "none" else ["console", run.logger]
     total = None if run.max_env_steps or run.max_seconds else run.max_iterations
     loggers = make_loggers(names, folder.path, total)
     try:
-        observers = [*_budgets(plan), *_videos(plan, folder), *callbacks]
-        setting = Setting(
-            env=env,
-            agent=plan.agent_cfg,
-            folder=folder,
-            device=run.device,
-            seed=run.seed,
-            num_policies=run.num_policies,
-            actor=actor,
-            callbacks=observers,
-            loggers=loggers,
-            manifest=manifest_entries(plan),
-        )
-        runner = make_runner(run.algorithm, setting)
+        open_run(folder, plan, command, seeding)
+        runner.run_folder, runner.loggers = folder, loggers
         if plan.resume is not None:
-            runner.load(plan.resume.path)
+            for sink in loggers:
+                sink.rewind(runner.iteration)
         with GracefulStop(runner.request_stop) as stop:
             runner.learn(run.max_iterations - runner.iteration)
     finally:
@@ -224,7 +231,7 @@ def _budgets(plan: TrainPlan) -> list[Callback]:
     return budgets
 
 
-def _videos(plan: TrainPlan, folder: RunFolder) -> list[Callback]:
+def _videos(plan: TrainPlan) -> list[Callback]:
     if not plan.run.video:
         return []
     from myriad_lab.cli.training_films import TrainingFilms
@@ -236,4 +243,4 @@ def _videos(plan: TrainPlan, folder: RunFolder) -> list[Callback]:
         size: dict[str, Any] = {"num_envs": num_robots, "device": run.device, "seed": run.seed, "final_obs": False}
         return make_env(run.task, backend=run.backend, overrides=plan.env_values, **size)
 
-    return [TrainingFilms(env_of_film, folder.videos, run.algorithm, run.video_interval, run.video_length)]
+    return [TrainingFilms(env_of_film, run.algorithm, run.video_interval, run.video_length)]

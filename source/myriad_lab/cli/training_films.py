@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,16 +16,13 @@ if TYPE_CHECKING:
 
 
 class TrainingFilms(Callback):
-    """Writes a film every ``interval`` iterations, in an env of its own; training is the same with and without it."""
+    """Writes a film every ``interval`` iterations, into the run's folder; training is the same with and without it."""
 
-    def __init__(
-        self, make_env: Callable[[int], VecEnv], folder: Path, algorithm: str, interval: int, length: int
-    ) -> None:
+    def __init__(self, make_env: Callable[[int], VecEnv], algorithm: str, interval: int, length: int) -> None:
         """Find out whether films can be written.
 
         Args:
             make_env: Builds the env of the film for a number of robots.
-            folder: Where the films go.
             algorithm: Name of the algorithm; explorers are shown with their noise.
             interval: Iterations between two films.
             length: Control steps of a film.
@@ -38,7 +34,6 @@ class TrainingFilms(Callback):
 
         require_video()
         self._make_env = make_env
-        self._folder = folder
         self._noisy = algorithm in EXPLORERS
         self._interval = interval
         self._length = length
@@ -58,7 +53,7 @@ class TrainingFilms(Callback):
         try:
             generator = torch.Generator(env.device).manual_seed(done)
             policy = actor_policy(actor.to(env.device), deterministic=not self._noisy, generator=generator)
-            path = self._folder / f"training_{done:06d}.mp4"
+            path = runner.run_folder.videos / f"training_{done:06d}.mp4"
             film(env, policy, path, heads, runner.actor.num_policies, length=self._length)
         finally:
             env.close()

@@ -18,17 +18,22 @@ class Spec(Protocol):
         ...
 
 
-def check_resume(manifest: Manifest, spec: Spec | Mapping[str, Any], num_policies: int, task: str) -> None:
-    """Make sure that training can go on: same task, same specs, same number of heads.
+def check_resume(manifest: Manifest, spec: Spec | Mapping[str, Any], **asked: Any) -> None:
+    """Make sure that training can go on: same specs, and the same of what is ``asked`` for.
+
+    Args:
+        manifest: That of the bundle.
+        spec: That of the env.
+        asked: Field of the manifest -> value, e.g. ``task``, ``algorithm``, ``num_envs`` and ``num_policies``.
 
     Raises:
         CheckpointError: With every difference in its message.
     """
-    lines = []
-    if manifest.task != task:
-        lines.append(f"task: {manifest.task} in the bundle, {task} asked for")
-    if manifest.num_policies != num_policies:
-        lines.append(f"num_policies: {manifest.num_policies} in the bundle, {num_policies} asked for")
+    lines = [
+        f"{name}: {ours} in the bundle, {value} asked for"
+        for name, value in asked.items()
+        if (ours := getattr(manifest, name)) != value
+    ]
     lines += differences(_plain(manifest.spec), _plain(spec))
     _refuse("cannot resume from this bundle", lines, "Resume with the settings it was made with, or seed from it.")
 
@@ -39,9 +44,10 @@ def check_seed(manifest: Manifest, spec: Spec | Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: With every difference in its message.
     """
-    ours, theirs = (_seeding_part(s) for s in (_plain(manifest.spec), _plain(spec)))
-    lines = differences(ours, theirs)
-    _refuse("the policies of this bundle do not fit the env", lines, "Choose a task with the same robot.")
+    env = _plain(spec)
+    lines = differences(_seeding_part(_plain(manifest.spec)), _seeding_part(env))
+    headline = f"the policies of this bundle, of {manifest.task}, do not fit the env, of {env.get('task')}"
+    _refuse(headline, lines, "Choose a task with the same robot.")
 
 
 def differences(bundle: Any, env: Any, where: str = "") -> list[str]:

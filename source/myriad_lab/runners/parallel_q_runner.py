@@ -15,7 +15,7 @@ from tensordict import TensorDict
 from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.pql import POLICY_METRICS, PQL, VALUE_METRICS, PQLCfg
 from myriad_lab.envs.contract import VecEnv
-from myriad_lab.errors import CheckpointError, ConfigurationError
+from myriad_lab.errors import ConfigurationError
 from myriad_lab.monitor.logger import Logger
 from myriad_lab.monitor.nan_guard import check_metrics, check_state
 from myriad_lab.networks.population import PopulationActor
@@ -170,9 +170,8 @@ class ParallelQRunner:
         heads = bundle.manifest.num_policies
         if self.runner_cfg.halving_iterations and heads < self.num_policies:
             self._keep_heads(list(range(heads)))
-        check_resume(bundle.manifest, self.env.spec, self.num_policies, self.env.spec.task)
-        if bundle.manifest.algorithm != self.algorithm_name:
-            raise CheckpointError(f"{path} was trained by {bundle.manifest.algorithm}; seed from it instead.")
+        sizes = {"num_envs": self.env.num_envs, "num_policies": self.num_policies}
+        check_resume(bundle.manifest, self.env.spec, task=self.env.spec.task, algorithm=self.algorithm_name, **sizes)
         state = bundle.load_train_state()
         self.algorithm.load_state_dict(state["algorithm"])
         self.env.load_state_dict(state["env"])

@@ -17,7 +17,7 @@ from tensordict import TensorDict
 from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.kmyriad import KMyriad, KMyriadCfg
 from myriad_lab.envs.contract import VecEnv
-from myriad_lab.errors import CheckpointError, ConfigurationError
+from myriad_lab.errors import ConfigurationError
 from myriad_lab.monitor.logger import Logger
 from myriad_lab.networks.population import PopulationActor, check_population
 from myriad_lab.portfolio.bundle import check_resume, load_bundle, save_bundle
@@ -163,12 +163,8 @@ class PopulationRunner:
             CheckpointError: If the bundle is damaged or does not fit; says what differs.
         """
         bundle = load_bundle(path, self.device)
-        check_resume(bundle.manifest, self.env.spec, self.num_policies, self.env.spec.task)
-        if bundle.manifest.num_envs != self.env.num_envs:
-            raise CheckpointError(
-                f"{path} was trained with num_envs={bundle.manifest.num_envs}, this env has {self.env.num_envs}; resume"
-                " with the same number, or start from it with --portfolio"
-            )
+        sizes = {"num_envs": self.env.num_envs, "num_policies": self.num_policies}
+        check_resume(bundle.manifest, self.env.spec, task=self.env.spec.task, algorithm=self.algorithm_name, **sizes)
         state = bundle.load_train_state()
         self.algorithm.load_state_dict(state["algorithm"])
         self.env.load_state_dict(state["env"])

@@ -187,17 +187,16 @@ class PPORunner:
             CheckpointError: If the bundle is damaged, or of another task or size; says what differs.
         """
         bundle = load_bundle(path, self.device)
-        check_resume(bundle.manifest, self.env.spec, 1, self.env.spec.task)
-        if bundle.manifest.num_envs != self.env.num_envs:
-            raise CheckpointError(
-                f"{path} was trained with num_envs={bundle.manifest.num_envs}, this env has {self.env.num_envs}; resume"
-                " with the same number"
-            )
+        sizes = {"num_envs": self.env.num_envs, "num_policies": 1}
+        check_resume(bundle.manifest, self.env.spec, task=self.env.spec.task, algorithm=self.algorithm_name, **sizes)
         state = bundle.load_train_state()
         if state["from_head"] != self.from_head:
             # The bundle says how the run began; a resumed command need not name the portfolio again.
             self._build(bundle.actor if state["from_head"] else None)
-        self._rsl.alg.load(state["rsl"], None, strict=True)
+        try:
+            self._rsl.alg.load(state["rsl"], None, strict=True)
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint does not fit the networks of this configuration: {error}") from error
         self._rsl.alg.learning_rate = state["learning_rate"]
         self.env.load_state_dict(state["env"])
         self.episodes.load_state_dict(state["episodes"])
