@@ -32,7 +32,7 @@ class StateRewardCfg:
     reward: str = "own"
     """Reward of a particle: ``own`` (log volume of its own neighbourhood), ``mepol`` (exact gradient of the estimate,
     the paper's) or ``centred`` (the same, made independent of the unit of the features)."""
-    k: int = 5
+    k: int = 20
     """Which nearest neighbour spans the neighbourhood."""
     particle_stride: int = 5
     """Every how many env steps a state becomes a particle; the others have no reward of their own."""
