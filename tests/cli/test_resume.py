@@ -16,13 +16,15 @@ import torch
 from myriad_lab.cli.main import main
 from myriad_lab.cli.train import train
 from myriad_lab.portfolio.bundle import load_bundle
+from myriad_lab.portfolio.manifest import Manifest
 from myriad_lab.portfolio.run_folder import RunFolder
 from myriad_lab.runners.callbacks import Callback
 
 TASK = "Myriad-PointMaze-Maze"
 FLAGS: dict[str, Any] = {"task": TASK, "num_envs": 8, "num_policies": 2, "logger": "none"}
 SHORT = ["env.episode_steps=10", "agent.runner.save_interval=2"]
-SMALL = [*SHORT, "agent.actor.trunk=[8]", "agent.actor.adapter_dim=8"]
+KMYRIAD = [*SHORT, "agent.k=4"]
+SMALL = [*KMYRIAD, "agent.actor.trunk=[8]", "agent.actor.adapter_dim=8"]
 PQL = [*SHORT, "agent.batch_size=8", "agent.warmup_steps=4", "agent.critic_warmup=6", "agent.replay_capacity=4096"]
 PQL += ["agent.critic.hidden=[8]", "agent.runner.num_steps_per_iteration=12", "agent.runner.save_replay=true"]
 PRIOR = [*PQL, "agent.prior_fraction=0.5", "agent.prior_bootstrap=true", "agent.prior_weight=0.1"]
@@ -75,7 +77,7 @@ def assert_same_state(first: Any, second: Any, where: str = "") -> None:
 
 @pytest.mark.parametrize(
     ("algorithm", "overrides"),
-    [("kmyriad", SHORT), ("pql", PQL), ("pql", PRIOR), ("pql", HALVED), ("ppo", PPO)],
+    [("kmyriad", KMYRIAD), ("pql", PQL), ("pql", PRIOR), ("pql", HALVED), ("ppo", PPO)],
     ids=["kmyriad", "pql", "prior", "halved", "ppo"],
 )
 def test_a_resumed_run_from_a_portfolio_equals_one_that_went_through(
@@ -197,3 +199,30 @@ def test_a_resume_from_a_cut_file_leaves_the_run_as_it_was(
     assert main(["train", "--checkpoint", str(folder), "--max_iterations", "4"]) == 2
     assert f"{name} is truncated" in capsys.readouterr().err
     assert contents(folder) == before
+
+
+def test_going_on_from_an_older_bundle_sets_what_came_after_it_aside(caplog: pytest.LogCaptureFixture) -> None:
+    every = [*SMALL, "agent.runner.save_interval=1", "agent.runner.keep_checkpoints=2"]
+    folder = RunFolder(train({**FLAGS, "max_iterations": 4}, every).folder)
+    folder.mark_best("iteration_000004")
+    folder.evaluation_file.write_text(json.dumps({"checkpoint": "iteration_000004"}))
+    older = folder.checkpoint_path(3)
+    whole = contents(folder.checkpoint_path(4))
+
+    resumed = train({"checkpoint": str(older), "max_iterations": 5}, ["agent.learning_rate=0.01"])
+
+    assert "after iteration 3 is in" in caplog.text
+    abandoned = folder.path / "abandoned/1"
+    assert contents(abandoned / "iteration_000004") == whole
+    assert {path.name for path in abandoned.iterdir()} == {
+        "iteration_000004", "best.json", "evaluation.json", "metrics.jsonl"
+    }  # fmt: skip
+    assert not folder.evaluation_file.exists()
+    assert len((abandoned / "metrics.jsonl").read_text().splitlines()) == 4
+    assert folder.latest().resolve() == resumed.checkpoint.resolve() == folder.checkpoint_path(5).resolve()
+    assert Manifest.load(folder.checkpoint_path(4)).config["agent"]["learning_rate"] == 0.01
+    assert folder.best() in folder.list_checkpoints()
+
+    again = train({"checkpoint": str(folder.path), "max_iterations": 6})
+    assert again.iteration == 6
+    assert [path.name for path in (folder.path / "abandoned").iterdir()] == ["1"]

@@ -190,7 +190,7 @@ def _check_same(resume: Any, run: RunCfg) -> None:
     # successive halving leaves fewer heads in the bundle than the run began with
     began = manifest.config.get("run", {}).get("num_policies", manifest.num_policies)
     for name, ours in (("task", manifest.task), ("algorithm", manifest.algorithm), ("num_policies", began)):
-        if getattr(run, name) != ours:
+        if getattr(run, name) not in (None, ours):
             raise CheckpointError(
                 f"{resume.path} cannot be resumed with another {name}: {ours} in the bundle, {getattr(run, name)} "
                 f"asked for; leave --{name} out to go on with it, or start from it with --portfolio"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ from myriad_lab.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from myriad_lab.cli.plan import TrainPlan
+    from myriad_lab.portfolio.run_folder import RunFolder
     from myriad_lab.runners.callbacks import Callback
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -208,16 +212,24 @@ def _learn(plan: TrainPlan, runner: Any, command: Sequence[str], seeding: Mappin
         open_run(folder, plan, command, seeding)
         runner.run_folder, runner.loggers = folder, loggers
         if plan.resume is not None:
-            for sink in loggers:
-                sink.rewind(runner.iteration)
+            _turn_back(folder, runner)
         with GracefulStop(runner.request_stop) as stop:
             runner.learn(run.max_iterations - runner.iteration)
     finally:
-        for logger in loggers:
-            logger.close()
+        for sink in loggers:
+            sink.close()
     interrupted = stop.signal_number is not None and not _is_done(plan, runner.iteration, runner.env_steps)
     counters = (runner.iteration, runner.env_steps, runner.wall_time)
     return TrainResult(folder.path, folder.latest(), interrupted, *counters, dict(runner.metrics))
+
+
+def _turn_back(folder: RunFolder, runner: Any) -> None:
+    """Take what the run did after the resumed bundle out of the way of what it will do."""
+    abandoned = folder.set_aside(runner.iteration)
+    if abandoned is not None:
+        logger.warning("What the run did after iteration %d is in %s now", runner.iteration, abandoned)
+    for sink in runner.loggers:
+        sink.rewind(runner.iteration)
 
 
 def _budgets(plan: TrainPlan) -> list[Callback]:

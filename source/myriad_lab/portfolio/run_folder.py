@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -21,7 +22,10 @@ BEST_FILE = "best.json"
 
 
 class RunFolder:
-    """One run on the disk: ``run.json, config/, metrics.jsonl, checkpoints/, recordings/, videos/, export/``."""
+    """One run on the disk: ``run.json, config/, metrics.jsonl, checkpoints/, recordings/, videos/, export/``.
+
+    Bundles that a resume from an older one left behind are in ``abandoned/``.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -110,11 +114,11 @@ class RunFolder:
         for previous in self.checkpoints.glob(".previous-*"):
             recover(self.checkpoints / previous.name.removeprefix(".previous-"))
         found = [
-            (int(match.group(1)), path)
+            path
             for path in self.checkpoints.iterdir()
-            if (match := CHECKPOINT_PATTERN.fullmatch(path.name)) and (path / FILE_NAME).is_file()
+            if CHECKPOINT_PATTERN.fullmatch(path.name) and (path / FILE_NAME).is_file()
         ]
-        return [path for _, path in sorted(found)]
+        return sorted(found, key=_iteration)
 
     def latest(self) -> Path:
         """Return the newest bundle.
@@ -174,6 +178,28 @@ class RunFolder:
                 # A half-deleted folder must not look like a bundle.
                 (path / FILE_NAME).unlink()
                 shutil.rmtree(path)
+
+    def set_aside(self, iteration: int) -> Path | None:
+        """Move the bundles after ``iteration`` to ``abandoned/<number>``: a run goes on from there another way.
+
+        What names one of them as the best, and its evaluation, goes with them, and a copy of the metrics.
+
+        Returns:
+            The folder they are in now, ``None`` where there are none.
+        """
+        later = {path.name: path for path in self.list_checkpoints() if _iteration(path) > iteration}
+        if not later:
+            return None
+        place = next(path for i in itertools.count(1) if not (path := self.path / "abandoned" / str(i)).exists())
+        place.mkdir(parents=True)
+        if self.metrics_file.is_file():
+            shutil.copy2(self.metrics_file, place)
+        for file, key in ((self.checkpoints / BEST_FILE, "name"), (self.evaluation_file, "checkpoint")):
+            if file.is_file() and json.loads(file.read_text()).get(key) in later:
+                file.rename(place / file.name)
+        for name, path in later.items():
+            path.rename(place / name)
+        return place
 
     def write_info(self, info: Mapping[str, Any]) -> None:
         """Merge ``info`` (command, task, seed, versions, ``finished``) into ``run.json``."""
@@ -245,6 +271,12 @@ def git_state(folder: str | Path) -> tuple[str | None, str]:
         return commit, _git(folder, "diff", "HEAD")
     except (OSError, subprocess.CalledProcessError):
         return None, ""
+
+
+def _iteration(bundle: Path) -> int:
+    match = CHECKPOINT_PATTERN.fullmatch(bundle.name)
+    assert match is not None
+    return int(match.group(1))
 
 
 def _git(folder: str | Path, *arguments: str) -> str:
