@@ -131,6 +131,49 @@ def test_stop_on_request_finishes_the_iteration_and_saves(tmp_path):
     assert last["Spy/seen"] == 1.0
 
 
+class StopWhen(Callback):
+    """Asks for the end at the end of an iteration, as a budget does, or before the loop looks again."""
+
+    def __init__(self, iteration: int, hook: str) -> None:
+        self.iteration, self.hook = iteration, hook
+
+    def on_iteration(self, runner, metrics):
+        if runner.iteration + 1 == self.iteration and self.hook == "on_iteration":
+            runner.request_stop()
+
+    def on_checkpoint(self, runner, path):
+        if runner.iteration == self.iteration and self.hook == "on_checkpoint":
+            runner.request_stop()
+
+
+@pytest.mark.parametrize(("iteration", "hook"), [(3, "on_iteration"), (4, "on_iteration"), (4, "on_checkpoint")])
+def test_every_checkpoint_has_the_recording_of_its_rollout(tmp_path, iteration, hook):
+    runner = make_runner(tmp_path, loop={"save_interval": 2}, callbacks=[StopWhen(iteration, hook)])
+    last = []
+    update = runner.algorithm.update
+    runner.algorithm.update = lambda: last.append(runner.algorithm.storage["features"].clone()) or update()
+    runner.learn(100)
+    assert runner.iteration == iteration
+    assert RunFolder(tmp_path).latest().name == f"iteration_{iteration:06d}"
+    with np.load(tmp_path / "recordings" / "visits.npz") as file:
+        assert json.loads(str(file["info"]))["iteration"] == iteration - 1
+        expected = last[-1].unflatten(1, (2, -1)).permute(1, 2, 0, 3)
+        assert np.array_equal(file["features"], expected.numpy())
+
+
+def test_a_stop_between_an_iteration_and_the_next_is_saved(tmp_path):
+    runner = make_runner(tmp_path)
+    iterate = runner._iterate
+
+    def and_stop(*args):
+        iterate(*args)
+        runner.request_stop()
+
+    runner._iterate = and_stop
+    runner.learn(100)
+    assert RunFolder(tmp_path).latest().name == "iteration_000001"
+
+
 def test_envs_that_are_not_at_a_start_are_reset_before_the_rollout():
     env = make_env(TASK, num_envs=4, overrides={"episode_steps": 10})
     runner = make_runner(env=env)

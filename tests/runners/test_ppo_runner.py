@@ -164,6 +164,27 @@ def test_resume_is_bit_exact_and_saving_changes_nothing(tmp_path: Path, from_hea
     assert_alike(saved, resumed)
 
 
+class LateStop(PPORunner):
+    """Is asked to stop by the time it looks for the third time."""
+
+    looks = 0
+
+    @property
+    def _stop(self) -> bool:
+        self.looks += 1
+        return self.looks > 2
+
+    @_stop.setter
+    def _stop(self, value: bool) -> None: ...
+
+
+def test_whenever_the_end_is_asked_for_the_last_iteration_is_saved(folder: RunFolder) -> None:
+    runner = LateStop(IdentityEnv(), small(), PPORunnerCfg(save_interval=5), folder)
+    runner.learn(100)
+    assert 1 <= runner.iteration <= 2
+    assert folder.latest() == folder.checkpoint_path(runner.iteration)
+
+
 @pytest.mark.parametrize("from_head", [False, True])
 def test_looking_at_the_policy_draws_no_random_numbers(from_head: bool) -> None:
     runner = make_runner(make_head() if from_head else None)

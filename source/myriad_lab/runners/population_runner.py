@@ -113,6 +113,7 @@ class PopulationRunner:
         self.metrics: dict[str, float] = {}
         self.iteration, self.env_steps, self.wall_time = 0, 0, 0.0
         self._population: dict[str, float] = {}
+        self._visits: tuple[torch.Tensor, torch.Tensor] | None = None
         self._best = -float("inf")
         self._stop = False
 
@@ -123,7 +124,12 @@ class PopulationRunner:
         try:
             self.callbacks.on_start(self)
             while self.iteration < last and not self._stop:
-                self._iterate(last)
+                self._iterate()
+                if self.iteration % self.runner_cfg.save_interval == 0:
+                    self._checkpoint()
+            # Whoever asked for the end, and when: what is left behind is saved.
+            if self.iteration % self.runner_cfg.save_interval:
+                self._checkpoint()
         finally:
             self.callbacks.on_stop(self)
 
@@ -199,17 +205,16 @@ class PopulationRunner:
 
         return export_onnx(self._exported(head), Path(path) / filename, self.actor.num_obs, head is None)
 
-    def _iterate(self, last: int) -> None:
-        """Run one episode of every env, learn from it, log and save."""
+    def _iterate(self) -> None:
+        """Run one episode of every env, learn from it and log."""
         started = time.perf_counter()
         log = self._rollout()
         rolled_out = time.perf_counter()
-        features, valid = self.algorithm.storage["features"], self.algorithm.storage["valid"]
-        closing = self.iteration + 1 == last or self._stop or (self.iteration + 1) % self.runner_cfg.save_interval == 0
+        # The update forgets the rollout, which is recorded with the checkpoint if there is one.
+        features, valid = self.algorithm.storage["features"].clone(), self.algorithm.storage["valid"].clone()
+        self._visits = features, valid
         if self.iteration == 0:
-            self._record("visits_before.npz", features, valid)
-        if closing:
-            self._record("visits.npz", features, valid)
+            self._record("visits_before.npz", 0)
         tensors = {} if self.coverage is None else self.coverage.update(features, valid)
         tensors |= self.algorithm.update()
         updated = time.perf_counter()
@@ -231,9 +236,6 @@ class PopulationRunner:
         for sink in self.loggers:
             sink.log(self.metrics, self.iteration)
         self.iteration += 1
-        # A stop may have been asked for since the recording was decided on; the checkpoint is written in any case.
-        if self.run_folder is not None and (closing or self._stop):
-            self._checkpoint()
 
     @torch.no_grad()
     def _rollout(self) -> dict[str, float]:
@@ -270,20 +272,23 @@ class PopulationRunner:
         }
 
     def _checkpoint(self) -> None:
-        assert self.run_folder is not None
+        """Save, and record the rollout of the last iteration, where there is a run folder."""
+        if self.run_folder is None:
+            return
         score = self.metrics.get(BEST_METRIC, -float("inf"))
         is_best = score >= self._best
         self._best = max(score, self._best)
         path = self.save(self.run_folder.checkpoint_path(self.iteration))
         if is_best and BEST_METRIC in self.metrics:
             self.run_folder.mark_best(path)
+        self._record("visits.npz", self.iteration - 1)
         self.run_folder.prune(self.runner_cfg.keep_checkpoints)
         self.callbacks.on_checkpoint(self, path)
 
-    def _record(self, name: str, features: torch.Tensor, valid: torch.Tensor) -> None:
-        if self.run_folder is not None:
-            info = {"task": self.env.spec.task, "iteration": self.iteration, "num_policies": self.num_policies}
-            save_visits(self.run_folder.recordings / name, features, valid, self.num_policies, info)
+    def _record(self, name: str, iteration: int) -> None:
+        if self.run_folder is not None and self._visits is not None:
+            info = {"task": self.env.spec.task, "iteration": iteration, "num_policies": self.num_policies}
+            save_visits(self.run_folder.recordings / name, *self._visits, self.num_policies, info)
 
     def _exported(self, head: int | None) -> torch.nn.Module:
         return self.actor.indexed() if head is None else self.actor.single(head)

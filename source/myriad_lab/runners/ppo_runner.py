@@ -135,9 +135,11 @@ class PPORunner:
             last = self.iteration + num_learning_iterations
             while self.iteration < last and not self._stop:
                 self._iterate()
-                closing = self._stop or self.iteration == last or self.iteration % self.runner_cfg.save_interval == 0
-                if self.run_folder is not None and closing:
+                if self.iteration % self.runner_cfg.save_interval == 0:
                     self._checkpoint()
+            # Whoever asked for the end, and when: what is left behind is saved.
+            if self.iteration % self.runner_cfg.save_interval:
+                self._checkpoint()
         finally:
             self.callbacks.on_stop(self)
 
@@ -293,7 +295,8 @@ class PPORunner:
         self.callbacks.on_step(self, step)
 
     def _checkpoint(self) -> None:
-        assert self.run_folder is not None
+        if self.run_folder is None:
+            return
         score = self.metrics.get(self._best_metric, -float("inf"))
         is_best = score >= self._best
         self._best = max(score, self._best)
