@@ -24,8 +24,9 @@ from myriad_lab.runners.callbacks import Callback
 
 TASK = "Myriad-PointMaze-Maze"
 FLAGS: dict[str, Any] = {"task": TASK, "num_envs": 8, "num_policies": 2, "logger": "none"}
-TINY = ["agent.actor.trunk=[8]", "agent.actor.adapter_dim=8", "env.episode_steps=10"]
-TINY_PQL = [*TINY, "agent.batch_size=8", "agent.warmup_steps=4", "agent.replay_capacity=4096"]
+NETWORK = ["agent.actor.trunk=[8]", "agent.actor.adapter_dim=8", "env.episode_steps=10"]
+TINY = [*NETWORK, "agent.k=4"]
+TINY_PQL = [*NETWORK, "agent.batch_size=8", "agent.warmup_steps=4", "agent.replay_capacity=4096"]
 TINY_PQL += ["agent.critic.hidden=[8]", "agent.runner.num_steps_per_iteration=12"]
 
 
@@ -45,7 +46,7 @@ def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
 
 
 def test_a_run_leaves_a_folder_that_explains_itself() -> None:
-    result = train({**FLAGS, "max_iterations": 2, "run_name": "first", "seed": 3}, [*TINY, "agent.k=4"])
+    result = train({**FLAGS, "max_iterations": 2, "run_name": "first", "seed": 3}, TINY)
     folder = RunFolder(result.folder)
     assert result.folder.parent == Path("runs/myriad-pointmaze-maze_kmyriad")
     assert result.folder.name.endswith("_first")

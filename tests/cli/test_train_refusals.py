@@ -35,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "logger": "none",
         "runs_root": str(root),
     }
-    return train_module.train(flags, TINY_NETWORK).folder
+    return train_module.train(flags, [*TINY_NETWORK, "agent.k=4"]).folder
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -151,7 +151,7 @@ def test_features_with_nan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     from myriad_lab.tasks.maze.point_maze import PointMazeTask
 
     monkeypatch.setattr(PointMazeTask, "features", lambda self, state: state.root_pos_w[:, :2] * float("nan"))
-    line = refused(capsys, "--task", TASK, *SMALL, *TINY_NETWORK)
+    line = refused(capsys, "--task", TASK, *SMALL, *TINY_NETWORK, "agent.k=4")
     assert "group 'features' is not finite at the start, in 8 of 8 envs, columns [0, 1]" in line
 
 
