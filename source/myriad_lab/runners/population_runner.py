@@ -114,8 +114,7 @@ class PopulationRunner:
         self.iteration, self.env_steps, self.wall_time = 0, 0, 0.0
         self._population: dict[str, float] = {}
         self._visits: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._best = -float("inf")
-        self._stop = False
+        self._best, self._stop = -float("inf"), False
 
     def learn(self, num_learning_iterations: int) -> None:
         """Run that many iterations, fewer after ``request_stop``; the last one is saved where there is a run folder."""
