@@ -8,6 +8,7 @@ from tensordict import TensorDict
 
 from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.kmyriad import KMyriad, KMyriadCfg
+from myriad_lab.algorithms.population_optimizer import KL_FACTOR, RATE_RANGE
 from myriad_lab.errors import CheckpointError, ConfigurationError
 from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
 
@@ -252,7 +253,8 @@ def test_repeats_bitwise_and_resumes_bitwise(epochs):
     def weights(algorithm: KMyriad) -> torch.Tensor:
         return torch.cat([p.detach().flatten() for p in algorithm.actor.parameters()])
 
-    changes = {"num_epochs": epochs, "window": epochs, "lr_milestones": [2], "network": {"obs_normalization": True}}
+    rates = {"lr_milestones": [2]} if epochs == 1 else {"desired_kl": 1e-6}
+    changes = {"num_epochs": epochs, "window": epochs, "network": {"obs_normalization": True}} | rates
     whole, again = make(**changes), make(**changes)
     for i in range(4):
         for algorithm in (whole, again):
@@ -279,6 +281,18 @@ def test_learning_rates_of_trunk_and_heads_follow_the_milestones():
         rates.append(float(algorithm.update()["Policy/learning_rate"]))
     assert rates == pytest.approx([1e-2, 5e-3, 5e-3, 2.5e-3])
     assert algorithm.optimizer.adam.param_groups[1]["lr"] == pytest.approx(2.5e-4)
+
+
+@pytest.mark.parametrize(("desired", "expected"), [(1e-9, 1e-2 / KL_FACTOR), (1e9, 1e-2 * KL_FACTOR)])
+def test_learning_rates_follow_the_divergence_of_the_updates(desired, expected):
+    algorithm = make(num_epochs=2, learning_rate=1e-2, head_learning_rate=1e-2, desired_kl=desired)
+    rates = []
+    for i in range(40):
+        roll_out(algorithm, seed=i)
+        rates.append(float(algorithm.update()["Policy/learning_rate"]))
+    assert rates[:2] == pytest.approx([1e-2, expected])
+    assert rates[-1] == pytest.approx(1e-2 * RATE_RANGE[0 if desired < 1.0 else 1])
+    assert algorithm.optimizer.adam.param_groups[1]["lr"] == pytest.approx(rates[-1])
 
 
 def test_an_update_that_breaks_the_weights_is_undone():
@@ -323,6 +337,9 @@ def test_missing_final_observation_and_wrong_order_are_refused():
         ({"feature_scale": [0.0]}, "feature_scale"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"head_learning_rate": -1.0}, "head_learning_rate"),
+        ({"num_epochs": 2, "desired_kl": 0.0}, "desired_kl=0.0"),
+        ({"num_epochs": 1, "desired_kl": 0.01}, "num_epochs above 1"),
+        ({"num_epochs": 2, "desired_kl": 0.01, "lr_milestones": [3]}, "lr_milestones"),
         ({"particle_stride": 9}, "k=2"),
         ({"gamma": 1.5}, "gamma"),
         ({"max_particles": 2}, "max_particles=2"),

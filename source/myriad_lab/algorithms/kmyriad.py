@@ -30,6 +30,10 @@ class KMyriadCfg(StateRewardCfg, PolicyUpdateCfg, PopulationOptimizerCfg):
         for part in (StateRewardCfg, PolicyUpdateCfg, PopulationOptimizerCfg):
             part.validate(self)
         self.actor.validate()
+        if self.desired_kl is not None and self.num_epochs == 1:
+            raise ConfigurationError(
+                f"desired_kl={self.desired_kl} needs num_epochs above 1: a single step measures no divergence"
+            )
 
 
 class KMyriad:
@@ -147,6 +151,8 @@ class KMyriad:
         guard = self.optimizer.guard()
         metrics |= self._improve(self.storage, rewards, num_particles)
         broken = guard.restore_if_broken(metrics["Loss/surrogate"], metrics["Loss/grad_norm"])
+        if self.value is not None:
+            self.optimizer.adapt(metrics["Policy/kl"])
         self._update_normalizers()
         metrics["Loss/restored"] = broken.float()
         metrics["Policy/valid_share"] = valid.float().mean()

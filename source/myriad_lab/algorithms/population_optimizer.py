@@ -12,6 +12,11 @@ from torch import nn
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.networks.population import PopulationActor
 
+KL_FACTOR = 1.5
+"""Factor by which a missed ``desired_kl`` changes the step sizes."""
+RATE_RANGE = (1e-2, 1e1)
+"""Bounds of what the adaptation may multiply the step sizes by."""
+
 
 @dataclass
 class PopulationOptimizerCfg:
@@ -25,6 +30,9 @@ class PopulationOptimizerCfg:
     """Iterations at which the step sizes are multiplied by ``lr_decay``."""
     lr_decay: float = 0.5
     """Factor at each milestone."""
+    desired_kl: float | None = None
+    """Divergence of an update [nat] that all step sizes are adapted to, by a factor of ``KL_FACTOR`` per iteration
+    where it is missed by more than a factor of two (several epochs only); ``None`` keeps them as they are."""
     max_grad_norm: float = 1.0
     """Bound on the norm of the gradient of the population, and, apart, of the value function."""
 
@@ -33,6 +41,13 @@ class PopulationOptimizerCfg:
         for name in ("learning_rate", "lr_decay", "max_grad_norm"):
             if not getattr(self, name) > 0.0:
                 raise ConfigurationError(f"{name}={getattr(self, name)} must be positive")
+        if self.desired_kl is not None and not self.desired_kl > 0.0:
+            raise ConfigurationError(f"desired_kl={self.desired_kl} must be positive, or null")
+        if self.desired_kl is not None and self.lr_milestones:
+            raise ConfigurationError(
+                f"lr_milestones={self.lr_milestones} and desired_kl={self.desired_kl} both change the step sizes; give"
+                " one of them"
+            )
         if self.head_learning_rate is not None and not self.head_learning_rate > 0.0:
             raise ConfigurationError(f"head_learning_rate={self.head_learning_rate} must be positive, or null")
 
@@ -54,6 +69,7 @@ class PopulationOptimizer:
             groups.append({"params": self._value, "lr": cfg.learning_rate, "base_lr": cfg.learning_rate})
         # At large m the parameters outweigh the batch: one fused pass over them is several times faster.
         self.adam = torch.optim.Adam(groups, fused=True)
+        self._factor = 1.0
 
     @property
     def learning_rate(self) -> float:
@@ -62,9 +78,25 @@ class PopulationOptimizer:
 
     def set_iteration(self, iteration: int) -> None:
         """Set the step sizes for an iteration, counted from 0."""
-        factor = self.cfg.lr_decay ** sum(iteration >= milestone for milestone in self.cfg.lr_milestones)
+        passed = sum(iteration >= milestone for milestone in self.cfg.lr_milestones)
+        factor = self._factor * self.cfg.lr_decay**passed
         for group in self.adam.param_groups:
             group["lr"] = group["base_lr"] * factor
+
+    def adapt(self, kl: torch.Tensor) -> None:
+        """Adapt the next iterations' step sizes to the divergence ``kl`` that an update had, a scalar tensor.
+
+        Waits for the device, once per iteration; without ``desired_kl`` nothing happens. A value that is not finite
+        comes from an update that was undone and counts as too large.
+        """
+        desired = self.cfg.desired_kl
+        if desired is None:
+            return
+        measured = kl.item()
+        if not measured <= 2.0 * desired:
+            self._factor = max(self._factor / KL_FACTOR, RATE_RANGE[0])
+        elif measured < desired / 2.0:
+            self._factor = min(self._factor * KL_FACTOR, RATE_RANGE[1])
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -89,13 +121,14 @@ class PopulationOptimizer:
         return WeightGuard([*self._trunk, *self._heads, *self._value], self.adam)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return Adam's moments; step sizes follow from the iteration."""
-        return self.adam.state_dict()
+        """Return Adam's moments and the adaptation; the rest of the step sizes follows from the iteration."""
+        return {"adam": self.adam.state_dict(), "factor": self._factor}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned; step sizes are those of this configuration."""
         rates = [(group["lr"], group["base_lr"]) for group in self.adam.param_groups]
-        self.adam.load_state_dict(state)
+        self.adam.load_state_dict(state["adam"])
+        self._factor = float(state["factor"])
         for group, (rate, base) in zip(self.adam.param_groups, rates, strict=True):
             group["lr"], group["base_lr"] = rate, base
 
