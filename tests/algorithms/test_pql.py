@@ -237,6 +237,13 @@ def test_state_dict_continues_bit_exactly() -> None:
             assert torch.equal(value, second._modules()[name].state_dict()[key]), f"{name}.{key}"
 
 
+def test_step_sizes_are_those_of_the_configuration_that_goes_on() -> None:
+    second = make(actor_lr=1e-5, critic_lr=2e-5, weight_decay=0.0)
+    second.load_state_dict(make(actor_lr=1e-3, critic_lr=1e-3, weight_decay=0.1).state_dict())
+    groups = [optimizer.param_groups[0] for optimizer in (second.actor_optimizer, second.critic_optimizer)]
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(1e-5, 0.0), (2e-5, 0.0)]
+
+
 def test_kept_heads_keep_their_networks_and_get_all_envs() -> None:
     pql = make(num_policies=4, num_envs=8)
     feed(pql, 20)

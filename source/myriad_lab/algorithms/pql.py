@@ -244,6 +244,8 @@ class PQL:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned; the state says whether the policies come from a portfolio.
 
+        The optimisers' step sizes and decay are those of this configuration.
+
         Raises:
             CheckpointError: If the state belongs to other networks.
             ConfigurationError: If a setting speaks of a portfolio and the state knows of none.
@@ -254,8 +256,8 @@ class PQL:
         try:
             for name, module in self._modules().items():
                 module.load_state_dict(state[name])
-            self.actor_optimizer.load_state_dict(state["actor_optimizer"])
-            self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+            _restore(self.actor_optimizer, state["actor_optimizer"])
+            _restore(self.critic_optimizer, state["critic_optimizer"])
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit the networks of this configuration: {error}") from error
         self.generator.set_state(state["generator"])
@@ -323,6 +325,14 @@ class PQL:
 
 def _adamw(module: torch.nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def _restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Restore the moments; the settings stay."""
+    settings = [{name: group[name] for name in ("lr", "weight_decay")} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, setting in zip(optimizer.param_groups, settings, strict=True):
+        group.update(setting)
 
 
 def _weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
