@@ -85,6 +85,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ([*ON_PQL, "agent.runner.policy_device=cpu"], ["policy_device='cpu'", "mode=parallel"]),
         ([*ON_PQL, "agent.runner.mode=parallel", "agent.runner.value_device=cuda:7"], ["cuda:7", "cpu"]),
         ([*ON_PQL, "agent.runner.evaluation_interval=5"], ["agent.runner.evaluation_interval"]),
+        (
+            [*ON_PQL, "--seeding", "halving", "--max_seconds", "60"],
+            ["halving", "--max_iterations", "halving_iterations"],
+        ),
+        ([*ON_PQL, "--seeding", "halving", "--max_env_steps", "9"], ["halving", "env steps"]),
         (["--task", TASK, "--algorithm", "ppo", "agent.runner.save_interval=0"], ["save_interval=0"]),
     ],
 )
@@ -122,6 +127,13 @@ def test_the_bundle_of_another_robot(trained: Path, capsys: pytest.CaptureFixtur
 def test_another_number_of_heads(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, "--checkpoint", str(trained), "--num_policies", "4", "--max_iterations", "5")
     assert "another num_policies: 2 in the bundle, 4 asked for" in line
+
+
+@pytest.mark.parametrize("preset", ["experiment=antmaze", "agent=pql", "task=antmaze", "backend=mujoco", "logger=none"])
+def test_presets_for_a_run_to_go_on_with(preset: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "--checkpoint", str(trained), "--max_iterations", "5", preset)
+    assert f"{preset}: presets" in line
+    assert "agent.KEY=VALUE" in line
 
 
 def test_a_truncated_checkpoint(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

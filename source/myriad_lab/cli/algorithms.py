@@ -126,12 +126,22 @@ def make_runner(algorithm: str, setting: Setting) -> Any:
     return PPORunner(setting.env, cfg, agent.runner, *place, head=setting.actor, **common, manifest=manifest)
 
 
-def plan_halving(agent: Any, num_policies: int, max_iterations: int) -> None:
-    """Spread successive halving evenly over the first half of the run, where the iterations are not configured."""
-    if not agent.runner.halving_iterations:
-        rounds = int(math.log2(num_policies)) if num_policies > 1 else 0
-        gap = max_iterations / 2 / max(rounds, 1)
-        agent.runner.halving_iterations = sorted({max(1, round(gap * i)) for i in range(1, rounds + 1)})
+def plan_halving(agent: Any, num_policies: int, max_iterations: int | None) -> None:
+    """Spread successive halving evenly over the first half of the run, where the iterations are not configured.
+
+    Raises:
+        ConfigurationError: If nothing says how many iterations the run has (``None``).
+    """
+    if agent.runner.halving_iterations or num_policies == 1:
+        return
+    if max_iterations is None:
+        raise ConfigurationError(
+            "seeding=halving with a budget of seconds or env steps alone: how many iterations it has, and so when to "
+            "halve, is not known; give --max_iterations too, or agent.runner.halving_iterations=[...]"
+        )
+    rounds = int(math.log2(num_policies))
+    gap = max_iterations / 2 / rounds
+    agent.runner.halving_iterations = sorted({max(1, round(gap * i)) for i in range(1, rounds + 1)})
 
 
 def _narrow(cfg: Any, cls: type[T]) -> T:

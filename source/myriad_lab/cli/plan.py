@@ -14,6 +14,8 @@ from myriad_lab.errors import CheckpointError, ConfigurationError
 
 Layer = dict[str, dict[str, Any]]
 """Section (``run``, ``env``, ``agent``) -> dotted key -> value."""
+UNBOUNDED = 1_000_000
+"""``max_iterations`` of a run that only a budget of env steps or seconds ends."""
 
 
 @dataclass
@@ -85,9 +87,18 @@ def make_plan(flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainP
 
 
 def make_layers(flags: Mapping[str, Any], groups: Mapping[str, str], resume: Any = None) -> list[Layer]:
-    """Return the layers under the overrides: presets, or what a resumed run was made with; then the flags."""
+    """Return the layers under the overrides: presets, or what a resumed run was made with; then the flags.
+
+    Raises:
+        ConfigurationError: If a preset is unknown, or chosen for a resumed run.
+    """
     given: Layer = {"run": dict(flags)}
     if resume is not None:
+        for group, name in groups.items():
+            raise ConfigurationError(
+                f"{group}={name}: presets are chosen where a run begins, and {resume.path} goes on with its own "
+                "settings; leave it out and give what shall differ as flags, env.KEY=VALUE and agent.KEY=VALUE"
+            )
         config = resume.manifest.config
         kept: Layer = {section: flatten(config.get(section, {})) for section in ("run", "env", "agent")}
         for name in ("checkpoint", "portfolio"):
@@ -146,7 +157,7 @@ def _fill_sizes(run: RunCfg, entry: Any, seed_from: Any) -> None:
     run.num_envs = entry.default_num_envs if run.num_envs is None else run.num_envs
     run.experiment_name = run.experiment_name or f"{run.task.lower()}_{run.algorithm}"
     if run.max_iterations is None:
-        run.max_iterations = 1_000_000 if run.max_env_steps or run.max_seconds else 200
+        run.max_iterations = UNBOUNDED if run.max_env_steps or run.max_seconds else 200
 
 
 def _difference(defaults: Any, cfg: Any) -> dict[str, Any]:
@@ -177,7 +188,8 @@ def _check(plan: TrainPlan) -> None:
     if run.seeding == "halving":
         if run.algorithm != "pql":
             raise ConfigurationError(f"seeding=halving works with --algorithm pql, not with {run.algorithm}")
-        algorithms.plan_halving(plan.agent_cfg, run.num_policies, run.max_iterations)
+        known = None if run.max_iterations == UNBOUNDED else run.max_iterations
+        algorithms.plan_halving(plan.agent_cfg, run.num_policies, known)
     if plan.resume is None:
         check_writable(Path(run.runs_root) / run.experiment_name)
     else:
