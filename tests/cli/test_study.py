@@ -144,6 +144,28 @@ def test_goals_are_placed_by_percentile(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("goal_percentile: 30", "goal_percentile: 30, overrides: {env.arena_scale: 0.8}"),
+        ("overrides: {agent.gamma: 0.9}", "overrides: {agent.gamma: 0.9, env.arena_scale: 0.8}"),
+    ],
+)
+def test_goals_are_placed_on_the_map_of_the_case(tmp_path: Path, old: str, new: str) -> None:
+    assert SMALL.count(old) == 1
+    goals = command.resolve_goals(load_study(write(tmp_path, SMALL.replace(old, new))))
+    arena = plan.make_task({"task": "Myriad-PointMaze-Maze-Goal"}, ["env.arena_scale=0.8"]).arena
+    assert goals["near"]["env.goal"] == pytest.approx(arena.far_goal(30.0), abs=1e-3)
+    assert goals["near"]["env.goal"] != command.resolve_goals(load_study(write(tmp_path)))["near"]["env.goal"]
+
+
+def test_the_map_of_a_case_may_come_from_a_preset(tmp_path: Path) -> None:
+    text = SMALL.replace("flags: {task: Myriad-PointMaze-Maze-Goal, num_envs: 4}", "flags: {num_envs: 4}")
+    text = text.replace("goal_percentile: 30", "goal_percentile: 30, overrides: {experiment: pointmaze_goal}")
+    goals = command.resolve_goals(load_study(write(tmp_path, text)))
+    assert goals["near"]["env.goal"] == command.resolve_goals(load_study(write(tmp_path)))["near"]["env.goal"]
+
+
+@pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("variants:", "varints:", "unknown key 'varints' in study. Did you mean variants"),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from myriad_lab.errors import ConfigurationError
 
-PERCENTILES = (80.0, 84.0, 88.0, 92.0, 96.0, 100.0)
-"""Candidates, in the order in which they are tried: percentiles of geodesic distance among the reachable cells."""
+if TYPE_CHECKING:
+    from myriad_lab.cli.plan import TrainPlan
+
+STEP = 4.0
+"""Percentiles between two candidates."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +27,12 @@ class ChosenGoal:
     """Episodes of uniformly random actions that were rolled out; none of them came to the goal."""
 
 
-def choose_goal(
-    task: str, backend: str | None = None, values: Mapping[str, Any] | None = None, episodes: int = 1000, seed: int = 0
-) -> ChosenGoal:
+def choose_goal(plan: TrainPlan, percentile: float, episodes: int, seed: int = 0) -> ChosenGoal:
     """Return the nearest candidate that no random episode reaches.
 
     Args:
-        task: Id of a task with a goal.
-        backend: Simulator, the task's first by default.
-        values: Fields of the task's configuration, beside the goal.
+        plan: The training that has the goal; its map and every other setting of its env hold.
+        percentile: Percentile of geodesic distance at which the candidates begin.
         episodes: Episodes of uniformly random actions.
         seed: Seed of env and actions.
 
@@ -40,19 +40,24 @@ def choose_goal(
         ConfigurationError: If even the farthest cell is reached by chance.
     """
     from myriad_lab.runners.rollout import random_policy, rollout_episodes
-    from myriad_lab.tasks import registry
+    from myriad_lab.tasks.registry import make_env
 
-    entry = registry.get(task)
-    arena = entry.make_task(entry.cfg).arena
-    for percentile in PERCENTILES:
-        goal = arena.far_goal(percentile)
-        overrides = {**(values or {}), "goal": list(goal)}
-        env = registry.make_env(task, backend=backend, num_envs=episodes, seed=seed, overrides=overrides)
+    run = plan.run
+    for candidate in candidates(percentile):
+        goal = plan.task.arena.far_goal(candidate)
+        overrides = {**plan.env_values, "goal": list(goal)}
+        env = make_env(run.task, backend=run.backend, num_envs=episodes, seed=seed, overrides=overrides)
         try:
             record = rollout_episodes(env, random_policy(env, seed), 1, episodes, features=None, num_obs_rows=0)
         finally:
             env.close()
         assert record.success is not None
         if not record.success.any():
-            return ChosenGoal(goal, percentile, episodes)
-    raise ConfigurationError(f"random actions reach even the farthest cell of {task}; choose a harder task")
+            return ChosenGoal(goal, candidate, episodes)
+    raise ConfigurationError(f"random actions reach even the farthest cell of {run.task}; choose a harder task")
+
+
+def candidates(percentile: float) -> list[float]:
+    """Return the percentiles that are tried, nearest first: from the given one to the farthest cell."""
+    steps = math.ceil((100.0 - percentile) / STEP)
+    return [*(percentile + STEP * step for step in range(steps)), 100.0]

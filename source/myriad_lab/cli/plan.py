@@ -62,28 +62,36 @@ def make_plan(flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainP
     parsed = parse_overrides(overrides)
     root = flags.get("runs_root") or RunCfg.runs_root
     resume = _load(flags["checkpoint"], root, flags.get("task")) if flags.get("checkpoint") else None
-    layers = make_layers(flags, parsed.groups, resume)
-    run: RunCfg = compose(RunCfg(), [layer.get("run", {}) for layer in layers], "run")
-    check_choices(run)
-    if not run.task:
-        raise ConfigurationError("no task: give --task, see `myriad list_tasks`, or a preset with experiment=NAME")
+    layers = [*make_layers(flags, parsed.groups, resume), _sections(parsed.values)]
+    run = _compose_run(layers)
     if resume is not None:
         _check_same(resume, run)
     entry = registry.get(run.task)
     run.backend = _backend(run, entry)
     registry.check_device(run.device)
-    typed = _sections(parsed.values)
-    env_layers = [layer.get("env", {}) for layer in (*layers, typed)]
-    env_cfg = compose(entry.cfg, env_layers, "env")
+    env_cfg = _compose_section(entry.cfg, layers, "env")
     task = entry.make_task(env_cfg)  # refuses what the fields alone cannot tell, e.g. a goal inside a wall
-    agent_layers = [layer.get("agent", {}) for layer in (*layers, typed)]
-    agent_cfg = compose(algorithms.AGENTS[run.algorithm](), agent_layers, "agent")
+    agent_cfg = _compose_section(algorithms.AGENTS[run.algorithm](), layers, "agent")
     seed_from = _load(run.portfolio, root) if run.portfolio else None
     _fill_sizes(run, entry, seed_from)
     env_values = _difference(entry.cfg, env_cfg)
     plan = TrainPlan(run, env_values, env_cfg, agent_cfg, task, resume, seed_from)
     _check(plan)
     return plan
+
+
+def make_task(flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> Any:
+    """Return the task, not bound to envs, that a new run with these flags and overrides would train in.
+
+    Raises:
+        ConfigurationError: If there is none, or a field of its configuration is wrong.
+    """
+    from myriad_lab.tasks import registry
+
+    parsed = parse_overrides(overrides)
+    layers = [*make_layers(flags, parsed.groups), _sections(parsed.values)]
+    entry = registry.get(_compose_run(layers).task)
+    return entry.make_task(_compose_section(entry.cfg, layers, "env"))
 
 
 def make_layers(flags: Mapping[str, Any], groups: Mapping[str, str], resume: Any = None) -> list[Layer]:
@@ -119,6 +127,18 @@ def make_layers(flags: Mapping[str, Any], groups: Mapping[str, str], resume: Any
     if asked.get("portfolio"):  # its heads say how many policies there are, unless somebody asks for another number
         layers = [{**layer, "run": {**layer.get("run", {}), "num_policies": None}} for layer in layers]
     return [*layers, experiment, given]
+
+
+def _compose_section(defaults: Any, layers: Sequence[Layer], section: str) -> Any:
+    return compose(defaults, [layer.get(section, {}) for layer in layers], section)
+
+
+def _compose_run(layers: Sequence[Layer]) -> RunCfg:
+    run: RunCfg = _compose_section(RunCfg(), layers, "run")
+    check_choices(run)
+    if not run.task:
+        raise ConfigurationError("no task: give --task, see `myriad list_tasks`, or a preset with experiment=NAME")
+    return run
 
 
 def _preset(group: str, name: str) -> Layer:

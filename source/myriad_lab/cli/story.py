@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from myriad_lab.cli.arguments import refuse_overrides
+from myriad_lab.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from myriad_lab.cli.story_state import StoryState
@@ -42,12 +43,19 @@ class StoryCfg:
     """Finetuning of the whole portfolio for a far goal."""
     ant: StageCfg = field(default_factory=StageCfg)
     """Pre-training of a second robot, shown on video; none without a preset."""
+    goal_percentile: float = 80.0
+    """Percentile of geodesic distance among the reachable cells at which the goal is; farther if chance meets it."""
     random_episodes: int = 1000
     """Episodes of random actions, none of which may meet the goal."""
     evaluation_episodes: int = 256
     """Deterministic episodes per head."""
     evaluation_pool: int = 16_384
     """Particles in the pool of the entropy estimates."""
+
+    def validate(self) -> None:
+        """Raise ``ConfigurationError`` where a value is out of range."""
+        if not 0.0 < self.goal_percentile <= 100.0:
+            raise ConfigurationError(f"goal_percentile={self.goal_percentile}; expected a number in (0, 100]")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,11 +86,13 @@ def load_story(name: str) -> StoryCfg:
     """Return the story ``config/story/<name>.yaml``.
 
     Raises:
-        ConfigurationError: If there is none of that name, or it has an unknown key.
+        ConfigurationError: If there is none of that name, it has an unknown key, or a value is out of range.
     """
     from myriad_lab.cli.configuration import compose, read_preset
 
-    return compose(StoryCfg(), [read_preset("story", name)], f"story/{name}")
+    cfg: StoryCfg = compose(StoryCfg(), [read_preset("story", name)], f"story/{name}")
+    cfg.validate()
+    return cfg
 
 
 def story(cfg: StoryCfg, root: Path) -> list[str]:
@@ -94,8 +104,8 @@ def story(cfg: StoryCfg, root: Path) -> list[str]:
     settle_torch()
     pretrained = _train(state, "pretrain", "pre-train a portfolio of explorers, without reward", cfg.pretrain)
     explorers = _evaluate(state, "explorers", "measure what the portfolio covers", pretrained, cfg)
-    goal = _goal(state, cfg)
     seeded = {"portfolio": pretrained["checkpoint"], "seeding": "all"}
+    goal = _goal(state, cfg, seeded)
     aim = f"env.goal=[{goal['goal'][0]},{goal['goal'][1]}]"
     finetuned = _train(
         state, "finetune", f"finetune all heads for the goal {tuple(goal['goal'])}", cfg.finetune, seeded, [aim]
@@ -227,15 +237,17 @@ def _evaluate(state: StoryState, name: str, title: str, trained: dict[str, Any],
     return state.stage(name, title, {"trained": trained, **settings}, work)
 
 
-def _goal(state: StoryState, cfg: StoryCfg) -> dict[str, Any]:
+def _goal(state: StoryState, cfg: StoryCfg, seeded: dict[str, Any]) -> dict[str, Any]:
     from myriad_lab.cli.goal import choose_goal
     from myriad_lab.cli.plan import make_plan
 
-    plan = make_plan({**cfg.finetune.flags}, [f"experiment={cfg.finetune.preset}", *cfg.finetune.overrides])
-    inputs = {"task": plan.run.task, "values": plan.env_values, "episodes": cfg.random_episodes}
+    stage = cfg.finetune
+    plan = make_plan({**stage.flags, **seeded}, [f"experiment={stage.preset}", *stage.overrides])
+    asked = {"percentile": cfg.goal_percentile, "episodes": cfg.random_episodes}
+    inputs = {"task": plan.run.task, "backend": plan.run.backend, "values": plan.env_values, **asked}
 
     def work() -> dict[str, Any]:
-        return asdict(choose_goal(plan.run.task, plan.run.backend, plan.env_values, cfg.random_episodes))
+        return asdict(choose_goal(plan, **asked))
 
     return state.stage("goal", "choose a far goal that chance does not meet", inputs, work)
 

@@ -27,6 +27,7 @@ from myriad_lab.evaluation.study import (
     VariantCfg,
     load_study,
     make_cells,
+    override_arguments,
     read_result,
     signature,
     train_arguments,
@@ -86,15 +87,15 @@ def study_path(name: str) -> Path:
 
 
 def resolve_goals(study: StudyCfg) -> dict[str, dict[str, Any]]:
-    """Return case -> overrides, with goals given as percentiles turned into positions."""
+    """Return case -> overrides, with goals given as percentiles turned into positions on the map of the case."""
     resolved = {}
     for name, case in study.cases.items():
         resolved[name] = dict(case.overrides)
         if case.goal_percentile is not None:
-            from myriad_lab.tasks import registry
+            from myriad_lab.cli.plan import make_task
 
-            entry = registry.get({**study.flags, **case.flags}["task"])
-            goal = entry.make_task(entry.cfg).arena.far_goal(percentile=case.goal_percentile)
+            words = override_arguments({**study.overrides, **case.overrides})
+            goal = make_task({**study.flags, **case.flags}, words).arena.far_goal(percentile=case.goal_percentile)
             resolved[name]["env.goal"] = [round(float(x), 3) for x in goal]
     return resolved
 

@@ -219,7 +219,12 @@ def train_arguments(study: StudyCfg, cell: Cell, case_overrides: Mapping[str, An
     shared = {} if cell.is_prerequisite else study.overrides
     overrides = {**shared, **case_overrides, **variant.overrides}
     arguments = [text for name, value in flags.items() for text in _flag(name, value)]
-    return arguments + [f"{key}={_hydra(value)}" for key, value in overrides.items()]
+    return arguments + override_arguments(overrides)
+
+
+def override_arguments(overrides: Mapping[str, Any]) -> list[str]:
+    """Return overrides as they are written on a command line."""
+    return [f"{key}={_hydra(value)}" for key, value in overrides.items()]
 
 
 def signature(settings: Any) -> str:
