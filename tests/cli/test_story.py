@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from myriad_lab.cli import story as story_module
+from myriad_lab.cli import train as train_module
 from myriad_lab.cli.goal import candidates, choose_goal
+from myriad_lab.cli.main import main
 from myriad_lab.cli.plan import make_plan
-from myriad_lab.cli.story import load_story
+from myriad_lab.cli.story import ANT_STAGES, STAGES, StageCfg, load_story
+from myriad_lab.cli.story_state import StoryState
 from myriad_lab.errors import ConfigurationError
+from myriad_lab.portfolio.run_folder import RunFolder
+from myriad_lab.runners.callbacks import Callback
 
 GOAL_TASK = "Myriad-PointMaze-Maze-Goal"
 
@@ -59,3 +68,83 @@ def test_shipped_stories() -> None:
         "ant": 15.0,
         "quick": 80.0,
     }
+
+
+class CtrlC(Callback):
+    """Sends this process the signal of Ctrl-C in the first iteration of finetuning."""
+
+    def on_iteration(self, runner: Any, metrics: dict[str, float]) -> None:
+        if "finetune" in runner.run_folder.path.name and runner.iteration == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def runs_of(root: Path) -> dict[str, RunFolder]:
+    """Return stage -> its run; each must have been trained in one folder."""
+    runs = [RunFolder(path) for path in root.iterdir() if path.is_dir()]
+    stages = {run.path.name.split("_")[2].split("-")[0]: run for run in runs}
+    assert len(stages) == len(runs)
+    return stages
+
+
+def test_an_interrupted_story_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "runs/story_quick"
+    with monkeypatch.context() as patched:
+        patched.setattr(train_module, "_videos", lambda plan: [CtrlC()])
+        assert main(["story", "quick"]) == 130
+    assert "interrupted; what was done is saved" in capsys.readouterr().out
+    assert list(json.loads((root / "story.json").read_text())) == ["pretrain", "explorers", "goal"]
+    assert [len(run.read_metrics()) for run in runs_of(root).values()].count(1) == 1
+    # As if it had been killed after the last checkpoint of finetuning, before the run was marked as finished.
+    before = runs_of(root)["finetune"]
+    train_module.train({"checkpoint": str(before.path)})
+    before.write_info({"finished": False})
+    marks = {name: run.latest().stat().st_mtime_ns for name, run in runs_of(root).items()}
+
+    assert main(["story", "quick"]) == 0
+    told = capsys.readouterr().out
+    assert [told.count(f"[{place}/10]") for place in range(1, 11)] == [1] * 3 + [2] * 7
+    assert told.count("done before") == 3
+    assert "percentile 80 of geodesic distance" in told
+    assert list(json.loads((root / "story.json").read_text())) == [*STAGES, *ANT_STAGES]
+    runs = runs_of(root)
+    assert set(runs) == {"pretrain", "finetune", "ant"}
+    assert {name: runs[name].latest().stat().st_mtime_ns for name in marks} == marks
+    for run in runs.values():
+        assert run.read_info()["finished"]
+        assert (run.path / "report.html").stat().st_size > 10_000
+        assert list(run.videos.glob("*.mp4"))
+    assert (runs["finetune"].export / "policy.onnx").is_file()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("budget", [{"max_iterations": 2}, {"max_iterations": 50, "max_seconds": 1e-3}])
+def test_a_training_killed_at_its_very_end_is_not_done_again(
+    budget: dict[str, float], finished: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path("runs/story_quick")
+    quick = load_story("quick").pretrain
+    cfg = StageCfg(quick.preset, {**quick.flags, **budget}, quick.overrides)
+    first = story_module._train(StoryState(root, ["pretrain"]), "pretrain", "", cfg)
+    RunFolder(first["folder"]).write_info({"finished": finished})
+    (root / "story.json").unlink()
+    monkeypatch.setattr(train_module, "_learn", lambda *arguments: pytest.fail("it was trained again"))
+    again = story_module._train(StoryState(root, ["pretrain"]), "pretrain", "", cfg)
+    assert again == first
+    assert RunFolder(first["folder"]).read_info()["finished"]
+
+
+def test_a_fresh_story_begins_in_an_empty_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "runs/story_quick"
+    (root / "a_run").mkdir(parents=True)
+    monkeypatch.setattr(story_module, "story", lambda cfg, root: [str(root.exists())])
+    assert main(["story", "quick", "--fresh"]) == 0
+    assert capsys.readouterr().out.endswith("False\n")
+    (aside,) = (tmp_path / "runs").iterdir()
+    assert aside.name.startswith("story_quick_until_")
+    assert (aside / "a_run").is_dir()
+    assert main(["story", "quikc", "--fresh"]) == 2
+    assert "there is no preset story=quikc. Did you mean quick" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from myriad_lab.errors import ConfigurationError
 if TYPE_CHECKING:
     from myriad_lab.cli.story_state import StoryState
     from myriad_lab.portfolio.bundle import Bundle
+    from myriad_lab.portfolio.run_folder import RunFolder
 
 
 STAGES = ("pretrain", "explorers", "goal", "finetune", "specialists", "video", "report", "export")
@@ -62,19 +64,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``myriad story``."""
     parser.add_argument("name", nargs="?", default="point", help="point, ant or quick (default: point)")
     parser.add_argument("--runs_root", default="runs", help="where run folders are made (default: runs)")
-    parser.add_argument("--fresh", action="store_true", help="forget finished stages and start over")
+    parser.add_argument("--fresh", action="store_true", help="put what was done aside and start over")
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Tell the story; returns 130 where a signal interrupted it."""
-    from myriad_lab.cli.story_state import STATE_FILE, StoryInterruptedError
+    from myriad_lab.cli.story_state import StoryInterruptedError, put_aside
 
     refuse_overrides("story", overrides)
-    root = Path(args.runs_root) / f"story_{args.name}"
+    cfg, root = load_story(args.name), Path(args.runs_root) / f"story_{args.name}"
     if args.fresh:
-        (root / STATE_FILE).unlink(missing_ok=True)
+        put_aside(root)
     try:
-        lines = story(load_story(args.name), root)
+        lines = story(cfg, root)
     except StoryInterruptedError as interrupted:
         print(f"interrupted; what was done is saved, the same command goes on ({interrupted})")
         return 130
@@ -192,18 +194,18 @@ def _do_training(state: StoryState, run_name: str, flags: dict[str, Any], words:
     from myriad_lab.portfolio.manifest import Manifest
     from myriad_lab.portfolio.run_folder import RunFolder
 
-    unfinished = state.unfinished_run(run_name)
-    if unfinished is not None:
-        print(f"going on with {unfinished.path}", flush=True)
-        flags, words = _resumed(unfinished, flags), []
+    begun = state.run_of(run_name)
+    if begun is not None:
+        print(f"going on with {begun.path}", flush=True)
+        flags, words = _resumed(begun, flags), []
     result = train(flags, words)
     if result.interrupted:
         raise StoryInterruptedError(str(result.folder))
     manifest = Manifest.load(result.checkpoint)
     coverages = [row[COVERAGE] for row in RunFolder(result.folder).read_metrics() if COVERAGE in row]
     return {
-        "folder": str(result.folder),
-        "checkpoint": str(result.checkpoint),
+        "folder": str(result.folder.resolve()),
+        "checkpoint": str(result.checkpoint.resolve()),
         "task": manifest.task,
         "num_policies": manifest.num_policies,
         "env_steps": result.env_steps,
@@ -213,15 +215,17 @@ def _do_training(state: StoryState, run_name: str, flags: dict[str, Any], words:
     }
 
 
-def _resumed(run: Any, flags: dict[str, Any]) -> dict[str, Any]:
-    """Return the flags that go on with a run; the time it has used counts."""
+def _resumed(run: RunFolder, flags: dict[str, Any]) -> dict[str, Any]:
+    """Return the flags that go on with a run, for what is left to do: the time it has used counts."""
     from myriad_lab.portfolio.manifest import Manifest
 
+    manifest = Manifest.load(run.latest())
+    left = flags.get("max_seconds", math.inf) - manifest.wall_time
+    done = run.read_info().get("finished") or left <= 0
     resumed = {"checkpoint": str(run.path), "runs_root": flags["runs_root"]}
-    if "max_seconds" in flags:
-        used = Manifest.load(run.latest()).wall_time
-        resumed["max_seconds"] = max(1.0, flags["max_seconds"] - used)
-    return resumed
+    if done:
+        return {**resumed, "max_iterations": manifest.iteration}
+    return resumed if left == math.inf else {**resumed, "max_seconds": left}
 
 
 def _evaluate(state: StoryState, name: str, title: str, trained: dict[str, Any], cfg: StoryCfg) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ class StoryInterruptedError(Exception):
 def signature(inputs: Mapping[str, Any]) -> str:
     """Return a short fingerprint of what a stage depends on."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def put_aside(root: Path) -> None:
+    """Rename the folder of a story, if there is one, so that another can begin."""
+    if root.exists():
+        aside = root.with_name(f"{root.name}_until_{datetime.now():%Y-%m-%d_%H-%M-%S}")
+        root.rename(aside)
+        print(f"what was done is in {aside} now")
 
 
 class StoryState:
@@ -62,8 +71,7 @@ class StoryState:
         """Return the time that all finished stages took [s]."""
         return sum(done["seconds"] for done in self._done.values())
 
-    def unfinished_run(self, run_name: str) -> RunFolder | None:
-        """Return the newest run of that name that has a checkpoint and was not finished."""
+    def run_of(self, run_name: str) -> RunFolder | None:
+        """Return the newest run of that name that has a checkpoint; it may be done although its stage is not."""
         runs = [RunFolder(path) for path in sorted(self.root.glob(f"*_{run_name}"), reverse=True)]
-        open_runs = [run for run in runs if not run.read_info().get("finished") and run.list_checkpoints()]
-        return open_runs[0] if open_runs else None
+        return next((run for run in runs if run.list_checkpoints()), None)
