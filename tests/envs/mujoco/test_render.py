@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from myriad_lab.envs.mujoco import render
+from myriad_lab.envs.mujoco.compat import mujoco
 from myriad_lab.envs.mujoco.model import build_model
 from myriad_lab.envs.mujoco.render import PopulationRenderer, find_library
 from myriad_lab.errors import ConfigurationError
@@ -75,6 +76,14 @@ def test_trails_follow_and_break(renderer: PopulationRenderer, model: Any) -> No
     assert together > bare + 20
     # The jump to the new start is not drawn, and what came before stays but for the last piece.
     assert bare < moved <= together + 5
+
+
+def test_trails_cost_little(renderer: PopulationRenderer, model: Any) -> None:
+    renderer.draw(poses(model, (-3.0, 0.0), (0.0, -1.5)), trails=False)
+    bare = renderer._scene.ngeom
+    renderer.draw(poses(model, (-2.0, 0.0), (1.0, -1.5)))
+    kinds = [renderer._scene.geoms[place].type for place in range(bare, renderer._scene.ngeom)]
+    assert kinds == [mujoco.mjtGeom.mjGEOM_LINE.value] * 2  # anything solid has hundreds of triangles
 
 
 def test_without_a_library_the_error_says_what_to_install(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,8 @@ ELEVATION = -68.0
 MAX_GEOMS = 20_000
 TRAIL_GEOMS = 12_000
 """Segments of all trails together; longer trails get coarser."""
+TRAIL_WIDTH = 1 / 240
+"""Width of a trail over the height of the picture."""
 
 
 @functools.cache
@@ -137,22 +139,21 @@ class PopulationRenderer:
     def _add_trails(self) -> None:
         path = np.stack(self._trails)
         stride = max(1, path.shape[0] * path.shape[1] // TRAIL_GEOMS + 1)
-        width = 0.0025 * self._camera.distance
         for robot, color in enumerate(self._colors):
             faint = np.array([*color[:3], 0.55], dtype=np.float32)
             points = path[::stride, robot]
             for begin, end in pairwise(points):
                 # NaN, which compares as false, separates episodes.
                 if self._scene.ngeom < MAX_GEOMS and 0.0 < float(np.linalg.norm(end - begin)) < np.inf:
-                    _add_line(self._scene, begin, end, width, faint)
+                    self._add_line(begin, end, faint)
 
-
-def _add_line(scene: Any, begin: np.ndarray, end: np.ndarray, width: float, color: np.ndarray) -> None:
-    geom = scene.geoms[scene.ngeom]
-    capsule = mujoco.mjtGeom.mjGEOM_CAPSULE
-    mujoco.mjv_initGeom(geom, capsule, np.zeros(3), np.zeros(3), np.zeros(9), color)
-    mujoco.mjv_connector(geom, capsule, width, begin.astype(np.float64), end.astype(np.float64))
-    scene.ngeom += 1
+    def _add_line(self, begin: np.ndarray, end: np.ndarray, color: np.ndarray) -> None:
+        geom, width = self._scene.geoms[self._scene.ngeom], max(1.0, TRAIL_WIDTH * self._rectangle.height)
+        # A capsule has a thousand triangles: thousands of them take a software renderer ten times as long as the rest.
+        kind = mujoco.mjtGeom.mjGEOM_LINE
+        mujoco.mjv_initGeom(geom, kind, np.zeros(3), np.zeros(3), np.zeros(9), color)
+        mujoco.mjv_connector(geom, kind, width, begin.astype(np.float64), end.astype(np.float64))
+        self._scene.ngeom += 1
 
 
 def _light(model: Any) -> None:
