@@ -32,12 +32,6 @@ HALVED = [*PRIOR, "agent.runner.halving_iterations=[1]", "env.goal=[-0.8,-0.3]",
 PPO = [*SHORT, "agent.num_steps_per_env=8", "agent.critic_hidden_dims=[8]"]
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.fixture(scope="module")
 def portfolio(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the folder of explorers whose networks are smaller than any preset's."""

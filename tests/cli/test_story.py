@@ -24,12 +24,6 @@ from myriad_lab.runners.callbacks import Callback
 GOAL_TASK = "Myriad-PointMaze-Maze-Goal"
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_candidates_begin_at_the_percentile_and_end_at_the_farthest_cell() -> None:
     assert candidates(80.0) == [80.0, 84.0, 88.0, 92.0, 96.0, 100.0]
     assert candidates(93.0) == [93.0, 97.0, 100.0]

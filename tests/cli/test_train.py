@@ -30,12 +30,6 @@ TINY_PQL = [*NETWORK, "agent.batch_size=8", "agent.warmup_steps=4", "agent.repla
 TINY_PQL += ["agent.critic.hidden=[8]", "agent.runner.num_steps_per_iteration=12"]
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def weights(bundle: Path) -> dict[str, torch.Tensor]:
     return load_bundle(bundle).actor.state_dict()
 

@@ -17,12 +17,6 @@ ON_PQL = ["--task", f"{TASK}-Goal", "--algorithm", "pql", *SMALL]
 TINY_NETWORK = ["agent.actor.trunk=[8]", "agent.actor.adapter_dim=8", "env.episode_steps=10"]
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a finished run of one iteration."""
