@@ -151,8 +151,6 @@ class KMyriad:
         guard = self.optimizer.guard()
         metrics |= self._improve(self.storage, rewards, num_particles)
         broken = guard.restore_if_broken(metrics["Loss/surrogate"], metrics["Loss/grad_norm"])
-        if self.value is not None:
-            self.optimizer.adapt(metrics["Policy/kl"])
         self._update_normalizers()
         metrics["Loss/restored"] = broken.float()
         metrics["Policy/valid_share"] = valid.float().mean()

@@ -182,6 +182,7 @@ class ClippedUpdate:
         surrogate = clipped_surrogate(log_prob, part["log_prob"], part["advantages"], mask, cfg.clip)
         entropy = masked_mean(policy.entropy(), mask)
         value_loss = masked_mean((self._values(part["obs"]) - part["returns"]).square(), mask)
+        self.optimizer.adapt(surrogate.kl)
         self.optimizer.zero_grad()
         (surrogate.loss - cfg.entropy_coef * entropy + cfg.value_coef * value_loss).backward()
         return {

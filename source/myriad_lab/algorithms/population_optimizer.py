@@ -31,8 +31,8 @@ class PopulationOptimizerCfg:
     lr_decay: float = 0.5
     """Factor at each milestone."""
     desired_kl: float | None = None
-    """Divergence of an update [nat] that all step sizes are adapted to, by a factor of ``KL_FACTOR`` per iteration
-    where it is missed by more than a factor of two (several epochs only); ``None`` keeps them as they are."""
+    """Divergence from the policy of the rollout [nat] that the step sizes follow: in each minibatch they change by
+    ``KL_FACTOR`` where it is off by more than a factor of two (several epochs only). ``None`` leaves them alone."""
     max_grad_norm: float = 1.0
     """Bound on the norm of the gradient of the population, and, apart, of the value function."""
 
@@ -84,19 +84,20 @@ class PopulationOptimizer:
             group["lr"] = group["base_lr"] * factor
 
     def adapt(self, kl: torch.Tensor) -> None:
-        """Adapt the next iterations' step sizes to the divergence ``kl`` that an update had, a scalar tensor.
+        """Adapt the step sizes to the divergence ``kl`` so far, a scalar tensor; waits for the device.
 
-        Waits for the device, once per iteration; without ``desired_kl`` nothing happens. A value that is not finite
-        comes from an update that was undone and counts as too large.
+        Without ``desired_kl`` nothing happens. A value that is not finite counts as too large.
         """
         desired = self.cfg.desired_kl
         if desired is None:
             return
-        measured = kl.item()
+        measured, before = kl.item(), self._factor
         if not measured <= 2.0 * desired:
-            self._factor = max(self._factor / KL_FACTOR, RATE_RANGE[0])
-        elif measured < desired / 2.0:
-            self._factor = min(self._factor * KL_FACTOR, RATE_RANGE[1])
+            self._factor = max(before / KL_FACTOR, RATE_RANGE[0])
+        elif 0.0 < measured < desired / 2.0:  # 0: no step has been taken yet
+            self._factor = min(before * KL_FACTOR, RATE_RANGE[1])
+        for group in self.adam.param_groups:
+            group["lr"] *= self._factor / before
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
