@@ -154,7 +154,7 @@ class KMyriad:
         self._update_normalizers()
         metrics["Loss/restored"] = broken.float()
         metrics["Policy/valid_share"] = valid.float().mean()
-        metrics["Policy/learning_rate"] = torch.tensor(self.optimizer.learning_rate)
+        metrics["Policy/learning_rate"] = self.optimizer.learning_rate
         self.iteration += 1
         self._forget()
         return metrics

@@ -69,12 +69,13 @@ class PopulationOptimizer:
             groups.append({"params": self._value, "lr": cfg.learning_rate, "base_lr": cfg.learning_rate})
         # At large m the parameters outweigh the batch: one fused pass over them is several times faster.
         self.adam = torch.optim.Adam(groups, fused=True)
-        self._factor = 1.0
+        # Where the step sizes adapt they are tensors, so that nobody waits for the device.
+        self._factor = self._make_factor(1.0)
 
     @property
-    def learning_rate(self) -> float:
-        """Step size of the trunk now."""
-        return self.adam.param_groups[0]["lr"]
+    def learning_rate(self) -> torch.Tensor:
+        """Step size of the trunk now, a scalar tensor."""
+        return torch.as_tensor(self.adam.param_groups[0]["lr"]).clone()
 
     def set_iteration(self, iteration: int) -> None:
         """Set the step sizes for an iteration, counted from 0."""
@@ -83,21 +84,21 @@ class PopulationOptimizer:
         for group in self.adam.param_groups:
             group["lr"] = group["base_lr"] * factor
 
+    @torch.no_grad()
     def adapt(self, kl: torch.Tensor) -> None:
-        """Adapt the step sizes to the divergence ``kl`` so far, a scalar tensor; waits for the device.
+        """Adapt the step sizes to the divergence ``kl`` so far, a scalar tensor; without ``desired_kl`` do nothing.
 
-        Without ``desired_kl`` nothing happens. A value that is not finite counts as too large.
+        A value that is not finite counts as too large, and 0 tells nothing: no step has been taken yet.
         """
         desired = self.cfg.desired_kl
-        if desired is None:
+        if desired is None or isinstance(self._factor, float):
             return
-        measured, before = kl.item(), self._factor
-        if not measured <= 2.0 * desired:
-            self._factor = max(before / KL_FACTOR, RATE_RANGE[0])
-        elif 0.0 < measured < desired / 2.0:  # 0: no step has been taken yet
-            self._factor = min(before * KL_FACTOR, RATE_RANGE[1])
+        change = torch.where((kl > 0.0) & (kl < desired / 2.0), KL_FACTOR, 1.0)
+        change = torch.where(kl <= 2.0 * desired, change, 1.0 / KL_FACTOR)
+        factor = (self._factor * change).clamp(*RATE_RANGE)
         for group in self.adam.param_groups:
-            group["lr"] *= self._factor / before
+            group["lr"] = group["lr"] * (factor / self._factor)
+        self._factor = factor
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -123,15 +124,18 @@ class PopulationOptimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return Adam's moments and the adaptation; the rest of the step sizes follows from the iteration."""
-        return {"adam": self.adam.state_dict(), "factor": self._factor}
+        return {"adam": self.adam.state_dict(), "factor": float(self._factor)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned; step sizes are those of this configuration."""
         rates = [(group["lr"], group["base_lr"]) for group in self.adam.param_groups]
         self.adam.load_state_dict(state["adam"])
-        self._factor = float(state["factor"])
+        self._factor = self._make_factor(state["factor"])
         for group, (rate, base) in zip(self.adam.param_groups, rates, strict=True):
             group["lr"], group["base_lr"] = rate, base
+
+    def _make_factor(self, value: float) -> torch.Tensor | float:
+        return torch.tensor(value, device=self._trunk[0].device) if self.cfg.desired_kl else 1.0
 
 
 class WeightGuard:
