@@ -130,6 +130,22 @@ def test_what_follows_a_divergence_changes_nothing(epochs):
     assert torch.isfinite(weights[0]).all()
 
 
+def test_what_follows_the_end_of_an_episode_counts():
+    algorithm = make()
+    none = torch.zeros(NUM_ENVS, dtype=torch.bool)
+    for t in range(T):
+        ended = none.clone()
+        ended[3] = t == 2
+        here, after = torch.full((NUM_ENVS, 2), float(t)), torch.full((NUM_ENVS, 2), t + 1.0)
+        policy = torch.zeros(NUM_ENVS, NUM_OBS)
+        obs, final = (TensorDict({"policy": policy, "features": f}, [NUM_ENVS]) for f in (here, after))
+        reset = TensorDict({"policy": policy, "features": torch.where(ended.unsqueeze(1), -1.0, after)}, [NUM_ENVS])
+        actions = algorithm.act(obs)
+        algorithm.observe(Step(obs, actions, torch.zeros(NUM_ENVS), ended, none, reset, final, ~none))
+    assert algorithm.storage["valid"].all()
+    assert algorithm.storage["features"][2, 3].tolist() == [3.0, 3.0]  # where it ended, not where it began again
+
+
 def test_rewards_are_centred_over_the_pool_and_sit_on_particles_only():
     algorithm = make()
     roll_out(algorithm, diverge=((3, 1),))

@@ -209,8 +209,8 @@ def test_ant_maze_observes_body_and_place_but_no_goal():
     assert free.features(state).tolist() == [[10.0, -6.0]]
 
 
-def test_an_ant_on_its_back_goes_on():
-    env = make_env("Myriad-AntMaze-Maze", num_envs=2, num_threads=1)
+def test_an_ant_on_its_back_goes_on_where_falls_end_nothing():
+    env = make_env("Myriad-AntMaze-Maze", num_envs=2, overrides={"fall_ends": False}, num_threads=1)
     initial = env.task.reset_distribution(2, torch.Generator().manual_seed(0))
     initial.root_quat_w[:] = about(0, math.pi)
     env.simulator.reset(torch.arange(2), initial)
@@ -227,6 +227,18 @@ def test_all_ants_of_a_maze_start_at_one_place():
     start = torch.tensor(env.task.arena.start)
     spread = (env.get_observations()["features"] - start).abs().max()
     assert 0.05 < spread <= 0.1 + 1e-6
+
+
+@pytest.mark.parametrize("suffix", ["", "-Goal"])
+def test_an_ant_on_its_back_ends_its_episode_without_a_reward(suffix):
+    for falls in (True, False):
+        env = make_env(f"Myriad-AntMaze-Maze{suffix}", num_envs=3, overrides={"fall_ends": falls}, num_threads=1)
+        state = env.simulator.state()
+        # Upright, lying on its side as far as 80 degrees, and on its back.
+        half = torch.deg2rad(torch.tensor([0.0, 80.0, 170.0])) / 2
+        state.root_quat_w[:] = torch.stack((half.cos(), half.sin(), torch.zeros(3), torch.zeros(3)), dim=1)
+        assert env.task.terminated(state).tolist() == [False, False, falls]
+        assert not any(reward.any() for reward in env.task.reward(state).values())
 
 
 def test_longer_control_steps_move_ants_further():

@@ -115,7 +115,10 @@ class KMyriad:
 
     @torch.no_grad()
     def observe(self, step: Step) -> None:
-        """Store one env step; what follows a divergence or the end of the episode is masked until the next rollout.
+        """Store one env step; what follows a divergence is masked until the next rollout.
+
+        An episode that ends early goes on from its start as part of the rollout: falling costs what it costs, the way
+        back into states that are visited often.
 
         Raises:
             ConfigurationError: If ``act`` was not called before, the rollout is full, or there is no final observation.
@@ -132,7 +135,7 @@ class KMyriad:
         features = torch.where(ended.unsqueeze(1), step.final_obs["features"], step.next_obs["features"])
         features = torch.where(valid.unsqueeze(1), features, 0.0)
         self.storage.append({**self._sampled, "features": features, "valid": valid})
-        self._alive = valid & ~ended
+        self._alive = valid
         self._sampled = None
 
     def update(self) -> dict[str, torch.Tensor]:

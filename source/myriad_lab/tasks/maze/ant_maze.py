@@ -20,8 +20,10 @@ class AntMazeCfg(MazeTaskCfg):
 
     episode_steps: int = 300
     """Control steps until the time-out."""
-    decimation: int = 2
-    """Physics steps of 1/120 s per control step; more make an episode of as many steps last longer."""
+    decimation: int = 4
+    """Physics steps of 1/120 s per control step: an episode of 300 steps lasts 10 s, time to get somewhere."""
+    fall_ends: bool = True
+    """Whether an ant on its back ends the episode and goes on from the start; it cannot get up by itself."""
     goal_radius: float = 1.0
     """Distance to the goal that counts as there [m]."""
     joint_noise: float = 0.1
@@ -31,7 +33,7 @@ class AntMazeCfg(MazeTaskCfg):
 
 
 class AntMazeTask(MazeTask):
-    """An ant in a maze; nothing ends an episode but time and the goal, not even lying on the back."""
+    """An ant in a maze; time, the goal and, unless configured otherwise, lying on the back end an episode."""
 
     cfg: AntMazeCfg
 
@@ -68,6 +70,14 @@ class AntMazeTask(MazeTask):
             "joint_vel_scaled": state.joint_vel * self.cfg.joint_vel_scale,
             "actions": state.actions,
         }
+
+    def terminated(self, state: RobotState) -> torch.Tensor:
+        """Return where the goal is reached or the ant lies on its back."""
+        ended = super().terminated(state)
+        if self.cfg.fall_ends:
+            # The body's z axis points down: 1 - 2 (x^2 + y^2) < 0.
+            ended = ended | (state.root_quat_w[:, 1:3].square().sum(1) > 0.5)
+        return ended
 
 
 def register_ant_mazes() -> None:
