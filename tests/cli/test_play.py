@@ -35,7 +35,7 @@ def topdown(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
 
 
 def test_film_of_ants(tmp_path: Path, topdown: list[np.ndarray]) -> None:
-    bundle = make_bundle(tmp_path, ANTS, {})
+    bundle = make_bundle(tmp_path, ANTS, {"decimation": 2})
     path = record(bundle, PlayCfg(length=12, num_envs=4), out=tmp_path / "film.mp4")
     frames, rate = read_film(path)
     assert rate == 30
@@ -65,7 +65,7 @@ def test_command_writes_beside_the_bundle(
     assert main(["play", "--checkpoint", str(bundle.path), "--policy", "1", "--video_length", "4"]) == 0
     film = bundle.path / "videos" / "head_1_trained_b.mp4"
     assert str(film) in capsys.readouterr().out
-    assert len(read_film(film)[0]) == 2
+    assert len(read_film(film)[0]) == 4
     assert topdown[-1].shape[0] == 1
 
 
