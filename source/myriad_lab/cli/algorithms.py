@@ -114,16 +114,13 @@ def make_runner(algorithm: str, setting: Setting) -> Any:
     """
     agent = setting.agent
     place: Sequence[Any] = (None, setting.device, setting.seed)
-    common: dict[str, Any] = {"callbacks": setting.callbacks}
+    common: dict[str, Any] = {"callbacks": setting.callbacks, "manifest": setting.manifest}
+    if algorithm == "ppo":
+        return PPORunner(setting.env, _narrow(agent, PPOCfg), agent.runner, *place, head=setting.actor, **common)
     population: dict[str, Any] = {"num_policies": setting.num_policies, "actor": setting.actor, **common}
-    if algorithm == "kmyriad":
-        cfg = _narrow(agent, KMyriadCfg)
-        return PopulationRunner(setting.env, cfg, agent.runner, *place, **population, manifest=setting.manifest)
     if algorithm == "pql":
-        cfg = _narrow(agent, PQLCfg)
-        return ParallelQRunner(setting.env, cfg, agent.runner, *place, **population, manifest_extra=setting.manifest)
-    cfg, manifest = _narrow(agent, PPOCfg), dict(setting.manifest)
-    return PPORunner(setting.env, cfg, agent.runner, *place, head=setting.actor, **common, manifest=manifest)
+        return ParallelQRunner(setting.env, _narrow(agent, PQLCfg), agent.runner, *place, **population)
+    return PopulationRunner(setting.env, _narrow(agent, KMyriadCfg), agent.runner, *place, **population)
 
 
 def plan_halving(agent: Any, num_policies: int, max_iterations: int | None) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 
 from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.pql import POLICY_METRICS, PQL, VALUE_METRICS, PQLCfg
@@ -19,22 +18,22 @@ from myriad_lab.errors import ConfigurationError
 from myriad_lab.monitor.logger import Logger
 from myriad_lab.monitor.nan_guard import check_metrics, check_state
 from myriad_lab.networks.population import PopulationActor
-from myriad_lab.portfolio.bundle import check_resume, describe_network, load_bundle, save_bundle
-from myriad_lab.portfolio.manifest import Manifest
+from myriad_lab.portfolio.bundle import check_resume, load_bundle, save_bundle
 from myriad_lab.portfolio.plain_state import capture_rng_state, restore_rng_state
 from myriad_lab.portfolio.run_folder import RunFolder
-from myriad_lab.runners.callbacks import Callback, CallbackList, NanGuardCallback
+from myriad_lab.runners.callbacks import Callback, NanGuardCallback
 from myriad_lab.runners.episode_tracker import EpisodeTracker
 from myriad_lab.runners.mean_log import MeanLog
 from myriad_lab.runners.parallel_q_cfg import ParallelQRunnerCfg
 from myriad_lab.runners.parallel_q_processes import ParallelLearners, guard_slots
+from myriad_lab.runners.runner import Runner
 
 __all__ = ["ParallelQRunner", "ParallelQRunnerCfg"]
 
 logger = logging.getLogger(__name__)
 
 
-class ParallelQRunner:
+class ParallelQRunner(Runner):
     """Trains a population by PQL on an env; in both modes ``algorithm`` holds the collector's networks.
 
     Args:
@@ -48,7 +47,7 @@ class ParallelQRunner:
         actor: The policies to start from, e.g. ``portfolio.bundle.seed_actor``, trained in place.
         callbacks: Observers, in order, after the NaN guard.
         loggers: Where the metrics go.
-        manifest_extra: Fields of the manifests that only the caller knows, e.g. ``config`` and ``parent``.
+        manifest: Fields of the manifests that only the caller knows, e.g. ``config`` and ``parent``.
 
     Raises:
         ConfigurationError: If the env lacks final observations, or numbers do not fit.
@@ -69,16 +68,18 @@ class ParallelQRunner:
         actor: PopulationActor | None = None,
         callbacks: Sequence[Callback] = (),
         loggers: Sequence[Logger] = (),
-        manifest_extra: Mapping[str, Any] | None = None,
+        manifest: Mapping[str, Any] | None = None,
     ) -> None:
-        self.env, self.cfg, self.runner_cfg = env, cfg, runner_cfg or ParallelQRunnerCfg()
-        self.runner_cfg.validate()
+        runner_cfg = runner_cfg or ParallelQRunnerCfg()
+        runner_cfg.validate()
+        guard = [NanGuardCallback(every)] if (every := runner_cfg.nan_guard_interval) else []
+        observers = [*guard, *callbacks]
+        super().__init__(env, cfg, runner_cfg, run_folder, device, seed, observers, loggers, manifest)
         if not getattr(env, "provides_final_obs", False):
             raise ConfigurationError(
                 "PQL learns from the true last observation of each episode, and this env does not give it: build it "
                 "with final_obs=True, or wrap it so that extras['final_obs'] is filled."
             )
-        self.run_folder, self.device, self.seed = run_folder, torch.device(device), seed
         sizes = {group: env.spec.group_size(group) for group in env.spec.observations}
         seeded = actor is not None
         if actor is None:
@@ -86,18 +87,10 @@ class ParallelQRunner:
             actor = PopulationActor(sizes["policy"], env.num_actions, num_policies, cfg.actor, weights)
         slots = guard_slots(cfg, self.runner_cfg.max_lead)
         self.algorithm = PQL(actor, cfg, env.num_envs, sizes, device, seed, seeded=seeded, guard_slots=slots)
-        guard = [NanGuardCallback(every)] if (every := self.runner_cfg.nan_guard_interval) else []
-        self.callbacks = CallbackList([*guard, *callbacks])
-        self.loggers = list(loggers)
-        self.manifest_extra = dict(manifest_extra or {})
-        self.iteration, self.env_steps, self.wall_time = 0, 0, 0.0
-        self.metrics: dict[str, float] = {}
         self.episodes = EpisodeTracker(env.num_envs, actor.num_policies, self.device)
-        self._best_score = float("-inf")
         self._has_success = False
         self._obs = env.get_observations().to(self.device)
         self._learners: ParallelLearners | None = None
-        self._stop = False
 
     @property
     def actor(self) -> PopulationActor:
@@ -105,9 +98,9 @@ class ParallelQRunner:
         return self.algorithm.actor
 
     @property
-    def num_policies(self) -> int:
-        """Heads still in training."""
-        return self.algorithm.num_policies
+    def best_metric(self) -> str:
+        """The configured one."""
+        return self.runner_cfg.best_metric
 
     @property
     def learners(self) -> ParallelLearners | None:
@@ -131,15 +124,11 @@ class ParallelQRunner:
                 if self._stop:
                     break
             self._sync()
-            if self.run_folder is not None and not self._is_due(self.runner_cfg.save_interval, self.iteration):
-                self._checkpoint(self.run_folder)
+            if not self._is_due(self.runner_cfg.save_interval, self.iteration):
+                self._checkpoint()
         finally:
             self._stop_learners()
             self.callbacks.on_stop(self)
-
-    def request_stop(self) -> None:
-        """Finish the iteration in progress, save and return from ``learn``."""
-        self._stop = True
 
     def save(self, path: str | Path) -> Path:
         """Write a bundle with all that is needed to resume.
@@ -155,10 +144,16 @@ class ParallelQRunner:
             "env": self.env.state_dict(),
             "tracker": self.episodes.state_dict(),
             "rng": capture_rng_state(),
-            "runner": {"has_success": self._has_success, "best_score": self._best_score},
+            "runner": {"has_success": self._has_success, "best_score": self._best},
         }
         replay = self.algorithm.replay.state_dict() if self.runner_cfg.save_replay else None
-        return save_bundle(path, self.actor, self._manifest(), state, replay)
+        manifest = self._manifest(
+            obs_groups={"actor": ["policy"], "critic": [self.cfg.critic_group]},
+            config={"agent": asdict(self.cfg), "runner": asdict(self.runner_cfg)},
+            metrics={key: value for key, value in self.metrics.items() if not key.startswith("Heads/")},
+            head_metrics={"mean_reward": self.episodes.head_means()[0].tolist()},
+        )
+        return save_bundle(path, self.actor, manifest, state, replay)
 
     def load(self, path: str | Path) -> None:
         """Resume from a bundle of ``save``; bit-exact in interleaved mode on the CPU if it holds the replay memory.
@@ -178,7 +173,7 @@ class ParallelQRunner:
         self.episodes.load_state_dict(state["tracker"])
         restore_rng_state(state["rng"])
         self._has_success = bool(state["runner"]["has_success"])
-        self._best_score = float(state["runner"]["best_score"])
+        self._best = float(state["runner"]["best_score"])
         if bundle.has_replay:
             self.algorithm.replay.load_state_dict(bundle.load_replay())
         else:
@@ -188,31 +183,6 @@ class ParallelQRunner:
         self._obs = self.env.get_observations().to(self.device)
         for sink in self.loggers:
             sink.rewind(self.iteration)
-
-    def get_inference_policy(self, device: torch.device | str | None = None) -> Callable[[TensorDict], torch.Tensor]:
-        """Return the deterministic policies of all envs: observations to actions (num_envs, num_actions)."""
-        actor = self.actor if device is None else self.actor.to(device)
-
-        def policy(obs: TensorDict) -> torch.Tensor:
-            with torch.no_grad():
-                return actor.act(obs["policy"], deterministic=True).action
-
-        return policy
-
-    def export_policy_to_jit(self, path: str | Path, filename: str = "policy.pt", head: int | None = None) -> Path:
-        """Write TorchScript of one policy, or of all of them with the head as an input; returns the file."""
-        from myriad_lab.export.torchscript import export_torchscript
-
-        return export_torchscript(self._exported(head), Path(path) / filename, self.actor.num_obs, head is None)
-
-    def export_policy_to_onnx(self, path: str | Path, filename: str = "policy.onnx", head: int | None = None) -> Path:
-        """Write ONNX of one policy, or of all of them with the head as an input; returns the file."""
-        from myriad_lab.export.onnx import export_onnx
-
-        return export_onnx(self._exported(head), Path(path) / filename, self.actor.num_obs, head is None)
-
-    def _exported(self, head: int | None) -> torch.nn.Module:
-        return self.actor.indexed() if head is None else self.actor.single(head)
 
     def _iterate(self) -> None:
         started = time.perf_counter()
@@ -225,22 +195,9 @@ class ParallelQRunner:
         check_metrics(self.metrics, (*VALUE_METRICS, *POLICY_METRICS))
         if self.iteration + 1 in self.runner_cfg.halving_iterations and self.num_policies > 1:
             self._halve()
-        self.callbacks.on_iteration(self, self.metrics)
-        for sink in self.loggers:
-            sink.log(self.metrics, self.iteration)
-        self.iteration += 1
-        if self.run_folder is not None and self._is_due(self.runner_cfg.save_interval, self.iteration):
-            self._checkpoint(self.run_folder)
-
-    def _checkpoint(self, folder: RunFolder) -> None:
-        score = self.metrics.get(self.runner_cfg.best_metric)
-        is_best = score is not None and score >= self._best_score
-        self._best_score = score if is_best and score is not None else self._best_score
-        path = self.save(folder.checkpoint_path(self.iteration))
-        if is_best:
-            folder.mark_best(path)
-        folder.prune(self.runner_cfg.keep_checkpoints)
-        self.callbacks.on_checkpoint(self, path)
+        self._close_iteration()
+        if self._is_due(self.runner_cfg.save_interval, self.iteration):
+            self._checkpoint()
 
     def _step(self) -> dict[str, torch.Tensor]:
         """Do one env step and, in interleaved mode, the updates it earned; returns scalars to average."""
@@ -325,24 +282,3 @@ class ParallelQRunner:
     @staticmethod
     def _is_due(interval: int, iteration: int) -> bool:
         return interval > 0 and iteration % interval == 0
-
-    def _manifest(self) -> Manifest:
-        arena = getattr(getattr(self.env, "task", None), "arena", None)
-        fields: dict[str, Any] = {
-            "task": self.env.spec.task,
-            "algorithm": self.algorithm_name,
-            "spec": self.env.spec.to_dict(),
-            "network": describe_network(self.actor),
-            "num_policies": self.num_policies,
-            "num_envs": self.env.num_envs,
-            "obs_groups": {"actor": ["policy"], "critic": [self.cfg.critic_group]},
-            "config": {"agent": asdict(self.cfg), "runner": asdict(self.runner_cfg)},
-            "iteration": self.iteration,
-            "env_steps": self.env_steps,
-            "wall_time": self.wall_time,
-            "metrics": {key: value for key, value in self.metrics.items() if not key.startswith("Heads/")},
-            "head_metrics": {"mean_reward": self.episodes.head_means()[0].tolist()},
-            "best_metric": {"name": self.runner_cfg.best_metric, "mode": "max"},
-            "arena": None if arena is None else arena.to_dict(),
-        }
-        return Manifest(**{**fields, **self.manifest_extra})

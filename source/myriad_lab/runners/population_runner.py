@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDict
 
 from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.kmyriad import KMyriad, KMyriadCfg
@@ -21,10 +20,10 @@ from myriad_lab.errors import ConfigurationError
 from myriad_lab.monitor.logger import Logger
 from myriad_lab.networks.population import PopulationActor, check_population
 from myriad_lab.portfolio.bundle import check_resume, load_bundle, save_bundle
-from myriad_lab.portfolio.manifest import Manifest
 from myriad_lab.portfolio.plain_state import capture_rng_state, restore_rng_state
 from myriad_lab.portfolio.run_folder import RunFolder
-from myriad_lab.runners.callbacks import Callback, CallbackList, NanGuardCallback
+from myriad_lab.runners.callbacks import Callback, NanGuardCallback
+from myriad_lab.runners.runner import Runner
 from myriad_lab.runners.visits import CoverageMap, save_visits
 
 logger = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ class PopulationRunnerCfg:
                 raise ConfigurationError(f"{name}={getattr(self, name)} must be at least {least}")
 
 
-class PopulationRunner:
+class PopulationRunner(Runner):
     """Trains a population in one env: all envs are reset together, then run for one whole episode per iteration."""
 
     algorithm_name = "kmyriad"
@@ -93,28 +92,29 @@ class PopulationRunner:
         if not env.provides_final_obs:
             raise ConfigurationError("pre-training needs final observations: build the env with final_obs=True")
         _seed_everything(seed)
-        self.env, self.cfg, self.runner_cfg = env, cfg, runner_cfg
-        self.run_folder = RunFolder(run_folder) if isinstance(run_folder, str | Path) else run_folder
-        self.device, self.seed, self.num_policies = torch.device(device), seed, num_policies
+        guard = [NanGuardCallback(runner_cfg.nan_guard_interval)] if runner_cfg.nan_guard_interval else []
+        observers = [*guard, *callbacks]
+        super().__init__(env, cfg, runner_cfg, run_folder, device, seed, observers, loggers, manifest)
         sizes = {group: env.spec.group_size(group) for group in env.spec.observations}
         if actor is None:
             actor = PopulationActor(sizes["policy"], env.num_actions, num_policies, cfg.actor)
         _check_actor(actor, sizes["policy"], env.num_actions, num_policies)
-        self.actor = actor.to(self.device).train()
-        self.algorithm = KMyriad(
-            self.actor, cfg, env.num_envs, sizes, self.device, seed, num_steps=env.max_episode_length
-        )
+        actor = actor.to(self.device).train()
+        self.algorithm = KMyriad(actor, cfg, env.num_envs, sizes, self.device, seed, num_steps=env.max_episode_length)
         arena = getattr(getattr(env, "task", None), "arena", None)
         self.coverage = None if arena is None else CoverageMap(arena, self.device)
-        guard = [NanGuardCallback(runner_cfg.nan_guard_interval)] if runner_cfg.nan_guard_interval else []
-        self.callbacks = CallbackList([*guard, *callbacks])
-        self.loggers = list(loggers)
-        self.manifest_entries = dict(manifest or {})
-        self.metrics: dict[str, float] = {}
-        self.iteration, self.env_steps, self.wall_time = 0, 0, 0.0
         self._population: dict[str, float] = {}
         self._visits: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._best, self._stop = -float("inf"), False
+
+    @property
+    def actor(self) -> PopulationActor:
+        """The population, trained in place."""
+        return self.algorithm.actor
+
+    @property
+    def best_metric(self) -> str:
+        """Coverage of the reachable cells by one rollout."""
+        return BEST_METRIC
 
     def learn(self, num_learning_iterations: int) -> None:
         """Run that many iterations, fewer after ``request_stop``; the last one is saved where there is a run folder."""
@@ -132,34 +132,15 @@ class PopulationRunner:
         finally:
             self.callbacks.on_stop(self)
 
-    def request_stop(self) -> None:
-        """Finish the iteration, save and return from ``learn``; safe to call from a signal handler."""
-        self._stop = True
-
     def save(self, path: str | Path) -> Path:
         """Write a bundle with everything needed to resume bit-exactly on a CPU.
 
         Raises:
             CheckpointError: Where it cannot be written or a weight is not finite.
         """
-        arena = getattr(getattr(self.env, "task", None), "arena", None)
-        entries = {
-            "task": self.env.spec.task,
-            "algorithm": self.algorithm_name,
-            "spec": self.env.spec.to_dict(),
-            "network": {},
-            "num_policies": self.num_policies,
-            "num_envs": self.env.num_envs,
-            "config": {"agent": asdict(self.cfg)},
-            "iteration": self.iteration,
-            "env_steps": self.env_steps,
-            "wall_time": self.wall_time,
-            "metrics": self._population | self.metrics,
-            "head_metrics": {k: v.tolist() for k, v in self.algorithm.state_rewards.head_statistics.items()},
-            "best_metric": {"name": BEST_METRIC, "mode": "max"},
-            "arena": None if arena is None else arena.to_dict(),
-        }
-        return save_bundle(path, self.actor, Manifest(**(entries | self.manifest_entries)), self._train_state())
+        heads = {k: v.tolist() for k, v in self.algorithm.state_rewards.head_statistics.items()}
+        manifest = self._manifest(metrics=self._population | self.metrics, head_metrics=heads)
+        return save_bundle(path, self.actor, manifest, self._train_state())
 
     def load(self, path: str | Path) -> None:
         """Go on from a bundle of the same task, specs and sizes, bit-exactly on a CPU.
@@ -181,28 +162,6 @@ class PopulationRunner:
         restore_rng_state(state["rng"])
         for sink in self.loggers:
             sink.rewind(self.iteration)
-
-    def get_inference_policy(self, device: torch.device | str | None = None) -> Callable[[TensorDict], torch.Tensor]:
-        """Return the deterministic policies of all envs: observations to actions (num_envs, num_actions)."""
-        actor = self.actor if device is None else self.actor.to(device)
-
-        def policy(obs: TensorDict) -> torch.Tensor:
-            with torch.no_grad():
-                return actor.act(obs["policy"], deterministic=True).action
-
-        return policy
-
-    def export_policy_to_jit(self, path: str | Path, filename: str = "policy.pt", head: int | None = None) -> Path:
-        """Write TorchScript of one policy, or of all of them with the head as an input; returns the file."""
-        from myriad_lab.export.torchscript import export_torchscript
-
-        return export_torchscript(self._exported(head), Path(path) / filename, self.actor.num_obs, head is None)
-
-    def export_policy_to_onnx(self, path: str | Path, filename: str = "policy.onnx", head: int | None = None) -> Path:
-        """Write ONNX of one policy, or of all of them with the head as an input; returns the file."""
-        from myriad_lab.export.onnx import export_onnx
-
-        return export_onnx(self._exported(head), Path(path) / filename, self.actor.num_obs, head is None)
 
     def _iterate(self) -> None:
         """Run one episode of every env, learn from it and log."""
@@ -231,10 +190,7 @@ class PopulationRunner:
         }
         # Statistics that are not measured in every iteration stand in the manifest as they were measured last.
         self._population |= {name: value for name, value in self.metrics.items() if name.startswith("Population/")}
-        self.callbacks.on_iteration(self, self.metrics)
-        for sink in self.loggers:
-            sink.log(self.metrics, self.iteration)
-        self.iteration += 1
+        self._close_iteration()
 
     @torch.no_grad()
     def _rollout(self) -> dict[str, float]:
@@ -271,26 +227,13 @@ class PopulationRunner:
         }
 
     def _checkpoint(self) -> None:
-        """Save, and record the rollout of the last iteration, where there is a run folder."""
-        if self.run_folder is None:
-            return
-        score = self.metrics.get(BEST_METRIC, -float("inf"))
-        is_best = score >= self._best
-        self._best = max(score, self._best)
-        path = self.save(self.run_folder.checkpoint_path(self.iteration))
-        if is_best and BEST_METRIC in self.metrics:
-            self.run_folder.mark_best(path)
+        super()._checkpoint()
         self._record("visits.npz", self.iteration - 1)
-        self.run_folder.prune(self.runner_cfg.keep_checkpoints)
-        self.callbacks.on_checkpoint(self, path)
 
     def _record(self, name: str, iteration: int) -> None:
         if self.run_folder is not None and self._visits is not None:
             info = {"task": self.env.spec.task, "iteration": iteration, "num_policies": self.num_policies}
             save_visits(self.run_folder.recordings / name, *self._visits, self.num_policies, info)
-
-    def _exported(self, head: int | None) -> torch.nn.Module:
-        return self.actor.indexed() if head is None else self.actor.single(head)
 
 
 def _check_actor(actor: PopulationActor, num_obs: int, num_actions: int, num_policies: int) -> None:

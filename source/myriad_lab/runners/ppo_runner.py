@@ -7,13 +7,12 @@ import io
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 
 from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.envs.contract import VecEnv
@@ -22,14 +21,14 @@ from myriad_lab.monitor.logger import Logger
 from myriad_lab.monitor.nan_guard import check_state
 from myriad_lab.networks.population import PopulationActor
 from myriad_lab.portfolio.bundle import check_resume, load_bundle, save_bundle
-from myriad_lab.portfolio.manifest import Manifest
 from myriad_lab.portfolio.plain_state import capture_rng_state, restore_rng_state
 from myriad_lab.portfolio.run_folder import RunFolder
-from myriad_lab.runners.callbacks import Callback, CallbackList
+from myriad_lab.runners.callbacks import Callback
 from myriad_lab.runners.episode_tracker import EpisodeTracker
 from myriad_lab.runners.mean_log import MeanLog
 from myriad_lab.runners.ppo_cfg import PPOCfg
 from myriad_lab.runners.rsl_rl_bridge import HeadModel, RslEnvView, RslRecorder, population_from_mlp
+from myriad_lab.runners.runner import Runner
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ class PPORunnerCfg:
                 raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1")
 
 
-class PPORunner:
+class PPORunner(Runner):
     """Runs RSL-RL's ``OnPolicyRunner`` one iteration at a time and keeps its mouth shut.
 
     RSL-RL owns rollout storage, returns, losses, optimiser and adaptive learning rate; this class owns the run folder,
@@ -91,16 +90,9 @@ class PPORunner:
         manifest: Mapping[str, Any] | None = None,
     ) -> None:
         cfg.validate(env.num_envs)
-        self.env, self.cfg, self.runner_cfg = env, cfg, runner_cfg or PPORunnerCfg()
-        self.runner_cfg.validate()
-        self.run_folder = RunFolder(run_folder) if isinstance(run_folder, str | Path) else run_folder
-        self.device, self.seed = torch.device(device), seed
-        self.callbacks, self.loggers = CallbackList(callbacks), list(loggers)
-        self.manifest_entries = dict(manifest or {})
-        self.iteration, self.env_steps, self.wall_time = 0, 0, 0.0
-        self.metrics: dict[str, float] = {}
-        self._stop = False
-        self._best = -float("inf")
+        runner_cfg = runner_cfg or PPORunnerCfg()
+        runner_cfg.validate()
+        super().__init__(env, cfg, runner_cfg, run_folder, device, seed, callbacks, loggers, manifest)
         self._has_success = False
         self._log = MeanLog()
         self.obs_groups = {"actor": ["policy"], "critic": ["critic" if "critic" in env.spec.observations else "policy"]}
@@ -119,10 +111,6 @@ class PPORunner:
     def num_policies(self) -> int:
         """Always 1."""
         return 1
-
-    def request_stop(self) -> None:
-        """End ``learn`` after the iteration in progress."""
-        self._stop = True
 
     def learn(self, num_learning_iterations: int) -> None:
         """Run iterations, fewer where ``request_stop`` is called; the last one is saved."""
@@ -152,23 +140,6 @@ class PPORunner:
         """
         learner = self._rsl.alg.save()
         check_state(learner)
-        arena = getattr(getattr(self.env, "task", None), "arena", None)
-        entries = {
-            "task": self.env.spec.task,
-            "algorithm": self.algorithm_name,
-            "spec": self.env.spec.to_dict(),
-            "network": {},
-            "num_policies": 1,
-            "num_envs": self.env.num_envs,
-            "obs_groups": self.obs_groups,
-            "config": {"agent": asdict(self.cfg)},
-            "iteration": self.iteration,
-            "env_steps": self.env_steps,
-            "wall_time": self.wall_time,
-            "metrics": dict(self.metrics),
-            "best_metric": {"name": self._best_metric, "mode": "max"},
-            "arena": None if arena is None else arena.to_dict(),
-        }
         state = {
             "rsl": learner,
             "learning_rate": self._rsl.alg.learning_rate,
@@ -180,7 +151,7 @@ class PPORunner:
             "best": self._best,
             "has_success": self._has_success,
         }
-        return save_bundle(path, self.actor, Manifest(**(entries | self.manifest_entries)), state)
+        return save_bundle(path, self.actor, self._manifest(obs_groups=self.obs_groups), state)
 
     def load(self, path: str | Path) -> None:
         """Go on from a bundle that ``save`` wrote, bit-exactly on the CPU.
@@ -210,30 +181,9 @@ class PPORunner:
         for sink in self.loggers:
             sink.rewind(self.iteration)
 
-    def get_inference_policy(self, device: torch.device | str | None = None) -> Callable[[TensorDict], torch.Tensor]:
-        """Return the deterministic policy: observations to actions in [-1, 1], (num_envs, num_actions)."""
-        actor = self.actor if device is None else self.actor.to(device)
-
-        def policy(obs: TensorDict) -> torch.Tensor:
-            with torch.no_grad():
-                return actor.act(obs["policy"], deterministic=True).action
-
-        return policy
-
-    def export_policy_to_jit(self, path: str | Path, filename: str = "policy.pt") -> Path:
-        """Write TorchScript of the policy; returns the file."""
-        from myriad_lab.export.torchscript import export_torchscript
-
-        return export_torchscript(self.actor.single(0), Path(path) / filename, self.actor.num_obs, False)
-
-    def export_policy_to_onnx(self, path: str | Path, filename: str = "policy.onnx") -> Path:
-        """Write ONNX of the policy; returns the file."""
-        from myriad_lab.export.onnx import export_onnx
-
-        return export_onnx(self.actor.single(0), Path(path) / filename, self.actor.num_obs, False)
-
     @property
-    def _best_metric(self) -> str:
+    def best_metric(self) -> str:
+        """Success where the task knows one, the return elsewhere."""
         return "Train/success" if self._has_success else "Train/mean_reward"
 
     def _build(self, head: PopulationActor | None) -> None:
@@ -265,7 +215,7 @@ class PPORunner:
         elapsed = time.perf_counter() - started
         self.wall_time += elapsed
         self.env_steps += steps
-        metrics = {
+        self.metrics = {
             "env_steps": float(self.env_steps),
             "wall_time": self.wall_time,
             **self.episodes.summary(self._has_success),
@@ -279,11 +229,7 @@ class PPORunner:
             **self._log.read(),
         }
         self._log = MeanLog()
-        self.metrics = metrics
-        self.callbacks.on_iteration(self, metrics)
-        for sink in self.loggers:
-            sink.log(metrics, self.iteration)
-        self.iteration += 1
+        self._close_iteration()
 
     def _on_step(self, step: Step, extras: dict[str, Any]) -> None:
         success = extras.get("success")
@@ -293,15 +239,3 @@ class PPORunner:
         self.episodes.step(step.rewards, dones, step.valid, none if success is None else success)
         self._log.add(extras.get("log", {}))
         self.callbacks.on_step(self, step)
-
-    def _checkpoint(self) -> None:
-        if self.run_folder is None:
-            return
-        score = self.metrics.get(self._best_metric, -float("inf"))
-        is_best = score >= self._best
-        self._best = max(score, self._best)
-        path = self.save(self.run_folder.checkpoint_path(self.iteration))
-        if is_best and self._best_metric in self.metrics:
-            self.run_folder.mark_best(path)
-        self.run_folder.prune(self.runner_cfg.keep_checkpoints)
-        self.callbacks.on_checkpoint(self, path)

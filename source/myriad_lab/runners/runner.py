@@ -1,0 +1,158 @@
+"""What every runner has: counters, observers, checkpoints, and its policy as a function and as a file."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from myriad_lab.envs.contract import VecEnv
+from myriad_lab.monitor.logger import Logger
+from myriad_lab.networks.population import PopulationActor
+from myriad_lab.portfolio.manifest import Manifest
+from myriad_lab.portfolio.run_folder import RunFolder
+from myriad_lab.runners.callbacks import Callback, CallbackList
+
+
+class Runner(ABC):
+    """Base of the runners, with RSL-RL's names; an algorithm adds ``learn``, ``save`` and ``load``."""
+
+    algorithm_name: str
+
+    def __init__(
+        self,
+        env: VecEnv,
+        cfg: Any,
+        runner_cfg: Any,
+        run_folder: RunFolder | str | Path | None,
+        device: torch.device | str,
+        seed: int,
+        callbacks: Sequence[Callback],
+        loggers: Sequence[Logger],
+        manifest: Mapping[str, Any] | None,
+    ) -> None:
+        """Keep what a run is made of.
+
+        Args:
+            env: Env of ``VecEnv``'s contract.
+            cfg: Settings of the algorithm, a dataclass.
+            runner_cfg: Settings of the loop; has ``keep_checkpoints``.
+            run_folder: Where bundles go; ``None`` writes nothing.
+            device: Where networks and storage live.
+            seed: Seed of the run.
+            callbacks: Observers, in order.
+            loggers: Take the metrics of each iteration.
+            manifest: Entries of the bundles' manifest that only the caller knows, e.g. ``config`` and ``parent``.
+        """
+        self.env, self.cfg, self.runner_cfg = env, cfg, runner_cfg
+        self.run_folder = RunFolder(run_folder) if isinstance(run_folder, str | Path) else run_folder
+        self.device, self.seed = torch.device(device), seed
+        self.callbacks, self.loggers = CallbackList(callbacks), list(loggers)
+        self.manifest_entries = dict(manifest or {})
+        self.iteration, self.env_steps, self.wall_time = 0, 0, 0.0
+        self.metrics: dict[str, float] = {}
+        self._best = -float("inf")
+        self._stop = False
+
+    @property
+    @abstractmethod
+    def actor(self) -> PopulationActor:
+        """The policies."""
+
+    @property
+    @abstractmethod
+    def best_metric(self) -> str:
+        """Logged metric, larger is better, that decides which checkpoint is ``best``."""
+
+    @property
+    def num_policies(self) -> int:
+        """Policies in training."""
+        return self.actor.num_policies
+
+    @abstractmethod
+    def save(self, path: str | Path) -> Path:
+        """Write a bundle with everything needed to resume; returns its folder."""
+
+    def request_stop(self) -> None:
+        """Finish the iteration in progress, save and return from ``learn``; safe to call from a signal handler."""
+        self._stop = True
+
+    def get_inference_policy(self, device: torch.device | str | None = None) -> Callable[[TensorDict], torch.Tensor]:
+        """Return the deterministic policies of all envs: observations to actions in [-1, 1], (num_envs, num_actions).
+
+        They follow the training, unless another ``device`` asks for a copy.
+        """
+        moved = device is not None and torch.device(device) != self.device
+        actor = copy.deepcopy(self.actor).to(device) if moved else self.actor
+
+        def policy(obs: TensorDict) -> torch.Tensor:
+            with torch.no_grad():
+                return actor.act(obs["policy"], deterministic=True).action
+
+        return policy
+
+    def export_policy_to_jit(self, path: str | Path, filename: str = "policy.pt", head: int | None = None) -> Path:
+        """Write TorchScript of one policy, or of several with the head as an input; returns the file."""
+        from myriad_lab.export.torchscript import export_torchscript
+
+        return export_torchscript(*self._exported(head, Path(path) / filename))
+
+    def export_policy_to_onnx(self, path: str | Path, filename: str = "policy.onnx", head: int | None = None) -> Path:
+        """Write ONNX of one policy, or of several with the head as an input; returns the file."""
+        from myriad_lab.export.onnx import export_onnx
+
+        return export_onnx(*self._exported(head, Path(path) / filename))
+
+    def _exported(self, head: int | None, path: Path) -> tuple[torch.nn.Module, Path, int, bool]:
+        """Return policy, file, width of the observation and whether the head is an input."""
+        actor = self.actor
+        if head is None and actor.num_policies > 1:
+            return actor.indexed(), path, actor.num_obs, True
+        return actor.single(head or 0), path, actor.num_obs, False
+
+    def _close_iteration(self) -> None:
+        """Tell the observers the metrics of an iteration, and count it."""
+        self.callbacks.on_iteration(self, self.metrics)
+        for sink in self.loggers:
+            sink.log(self.metrics, self.iteration)
+        self.iteration += 1
+
+    def _checkpoint(self) -> None:
+        """Save, mark the best and drop the oldest, where there is a run folder."""
+        if self.run_folder is None:
+            return
+        score = self.metrics.get(self.best_metric)
+        is_best = score is not None and score >= self._best
+        if score is not None:
+            self._best = max(score, self._best)  # before saving: a resumed run knows it
+        path = self.save(self.run_folder.checkpoint_path(self.iteration))
+        if is_best:
+            self.run_folder.mark_best(path)
+        self.run_folder.prune(self.runner_cfg.keep_checkpoints)
+        self.callbacks.on_checkpoint(self, path)
+
+    def _manifest(self, **entries: Any) -> Manifest:
+        """Return the manifest of a bundle: what all runners know, ``entries``, and what the caller knows better."""
+        arena = getattr(getattr(self.env, "task", None), "arena", None)
+        common = {
+            "task": self.env.spec.task,
+            "algorithm": self.algorithm_name,
+            "spec": self.env.spec.to_dict(),
+            "network": {},
+            "num_policies": self.num_policies,
+            "num_envs": self.env.num_envs,
+            "config": {"agent": asdict(self.cfg)},
+            "iteration": self.iteration,
+            "env_steps": self.env_steps,
+            "wall_time": self.wall_time,
+            "metrics": dict(self.metrics),
+            "best_metric": {"name": self.best_metric, "mode": "max"},
+            "arena": None if arena is None else arena.to_dict(),
+        }
+        return Manifest(**(common | entries | self.manifest_entries))
