@@ -37,7 +37,7 @@ class StateRewardCfg:
     particle_stride: int = 5
     """Every how many env steps a state becomes a particle; the others have no reward of their own."""
     exclude_own_trajectory: bool = False
-    """Whether neighbours from the same trajectory are left out."""
+    """Whether neighbours from the same trajectory, all that one env visits in a rollout, are left out."""
     feature_scale: list[float] = field(default_factory=list)
     """Fixed unit of each feature (one number for all, or one each; empty: as they are). Running statistics would change
     the objective while it is optimised."""

@@ -168,9 +168,10 @@ class PopulationRunner(Runner):
         started = time.perf_counter()
         log = self._rollout()
         rolled_out = time.perf_counter()
-        # The update forgets the rollout, which is recorded with the checkpoint if there is one.
-        features, valid = self.algorithm.storage["features"].clone(), self.algorithm.storage["valid"].clone()
-        self._visits = features, valid
+        features, valid = self.algorithm.storage["features"], self.algorithm.storage["valid"]
+        if self.run_folder is not None:
+            # The update forgets the rollout, which is recorded with the checkpoint if there is one.
+            self._visits = features.clone(), valid.clone()
         if self.iteration == 0:
             self._record("visits_before.npz", 0)
         tensors = {} if self.coverage is None else self.coverage.update(features, valid)

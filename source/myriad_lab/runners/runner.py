@@ -86,7 +86,7 @@ class Runner(ABC):
     def get_inference_policy(self, device: torch.device | str | None = None) -> Callable[[TensorDict], torch.Tensor]:
         """Return the deterministic policies of all envs: observations to actions in [-1, 1], (num_envs, num_actions).
 
-        They follow the training, unless another ``device`` asks for a copy.
+        Another ``device`` gets a copy; the training stays where it is.
         """
         moved = device is not None and torch.device(device) != self.device
         actor = copy.deepcopy(self.actor).to(device) if moved else self.actor
