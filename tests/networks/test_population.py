@@ -108,6 +108,21 @@ def test_shared_and_head_parameters_are_a_partition():
     assert id(actor.heads.shared_weight) in shared
 
 
+def test_film_heads_share_all_but_scale_shift_and_bias():
+    actor = make_actor(adapter="film", state_dependent_std=False)
+    assert set(actor.heads.stacked_names()) == {"adapter_scale", "adapter_bias", "out_bias"}
+    obs = torch.randn(1, ROWS, NUM_OBS).expand(M, -1, -1)
+    mean, _ = actor(obs)
+    # One gait to begin with: the heads differ less from one another than the actions of one head over the states.
+    assert 0.0 < mean.std(dim=0).mean() < 0.3 * mean[0].std(dim=0).mean()
+    actor(obs)[0][2].sum().backward()
+    scale_grad, out_grad = actor.heads.adapter_scale.grad, actor.heads.out_weight.grad
+    assert scale_grad is not None
+    assert out_grad is not None
+    assert scale_grad[[0, 1, 3]].abs().sum() == 0.0
+    assert out_grad.abs().sum() > 0.0
+
+
 def test_value_network_keeps_policies_apart(obs):
     value = PopulationValue(NUM_OBS, M, PopulationActorCfg(trunk=[8], adapter_dim=8))
     out = value(obs)

@@ -30,11 +30,13 @@ class StackedHeads(nn.Module):
 
     * ``full``: a dense layer per head, ``[num_heads, num_inputs, adapter_dim]`` (K-Myriad);
     * ``low_rank``: one shared dense layer plus a rank-``r`` correction per head;
-    * ``film``: one shared dense layer, then a scale and a shift per head;
+    * ``film``: one shared dense layer, then a scale and a shift per head (FiLM, arXiv 1709.07871), then one shared
+      output layer with a bias per head;
     * ``none``: the output layer reads the trunk.
 
-    ``low_rank`` and ``film`` depart from the paper; they are for populations of thousands, where full adapters and
-    their Adam state would take gigabytes. Output layers stay separate for each head in all of them.
+    ``low_rank`` and ``film`` depart from the paper. They are for populations of thousands, where full adapters and
+    their Adam state would take gigabytes; and under ``film`` the heads start almost equal and learn whatever they have
+    in common, a gait, from each other's samples.
     """
 
     def __init__(
@@ -86,13 +88,15 @@ class StackedHeads(nn.Module):
             self.adapter_scale = nn.Parameter(1.0 + 0.1 * stacked_xavier(num_heads, 1, adapter_dim, 1.0, generator))
         if adapter != "none":
             self.adapter_bias = nn.Parameter(torch.zeros(num_heads, 1, adapter_dim))
-        blocks = [stacked_xavier(num_heads, width, size, gain, generator) for size, gain in outputs]
+        self._shared = {"shared_weight", "out_weight"} if adapter == "film" else {"shared_weight"}
+        num_outputs = 1 if adapter == "film" else num_heads
+        blocks = [stacked_xavier(num_outputs, width, size, gain, generator) for size, gain in outputs]
         self.out_weight = nn.Parameter(torch.cat(blocks, dim=-1))
         self.out_bias = nn.Parameter(torch.zeros(num_heads, 1, self.out_weight.shape[-1]))
 
     def stacked_names(self) -> list[str]:
         """Return the names of the parameters whose first axis is the head."""
-        return [name for name, _ in self.named_parameters() if name != "shared_weight"]
+        return [name for name, _ in self.named_parameters() if name not in self._shared]
 
     def forward(self, hidden: torch.Tensor, head_ids: torch.Tensor | None = None) -> torch.Tensor:
         """Apply head ``i`` to the rows ``hidden[i]``.
@@ -105,9 +109,10 @@ class StackedHeads(nn.Module):
         Returns:
             Outputs, shape (num_heads or b, rows, num_outputs).
         """
-        return torch.baddbmm(
-            self._pick(self.out_bias, head_ids), self._adapt(hidden, head_ids), self._pick(self.out_weight, head_ids)
-        )
+        bias, adapted = self._pick(self.out_bias, head_ids), self._adapt(hidden, head_ids)
+        if self.adapter == "film":
+            return adapted @ self.out_weight[0] + bias
+        return torch.baddbmm(bias, adapted, self._pick(self.out_weight, head_ids))
 
     def adapter_matrix(self, head: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the adapter of one head as a dense ``(num_inputs, adapter_dim)`` matrix and bias ``(adapter_dim,)``.
