@@ -42,6 +42,24 @@ def test_seeds_must_fit(text: str) -> None:
     assert seed_int("0") == 0
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--checkpoint", ""],
+        ["train", "--portfolio", ""],
+        ["train", "--runs_root", ""],
+        ["evaluate", "--checkpoint="],
+        ["export", "--runs_root", " "],
+        ["report", ""],
+        ["report", "--checkpoint", ""],
+        ["story", "--runs_root", ""],
+    ],
+)
+def test_empty_values_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert "an empty text was given; give a value, or leave the flag out" in capsys.readouterr().err
+
+
 def test_errors_of_the_parser_are_raised() -> None:
     parser = Parser(prog="myriad x")
     parser.add_argument("--count", type=int)

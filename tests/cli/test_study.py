@@ -186,8 +186,9 @@ def test_a_wrong_study_is_refused(tmp_path: Path, old: str, new: str, message: s
 def test_wrong_flags_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="pretrain_pointmaze"):
         command.run(flags(Path("pretrain_pointmase"), tmp_path))
-    with pytest.raises(ConfigurationError, match="must be positive"):
-        command.run(flags(write(tmp_path), tmp_path, jobs=0))
+    for flag, value in (("jobs", "0"), ("num_seeds", "0"), ("num_seeds", "-1"), ("scale", "nan"), ("scale", "0")):
+        with pytest.raises(ConfigurationError, match=f"--{flag}.*'{value}' is not a"):
+            parser_of("study").parse_args(["pretrain_pointmaze", f"--{flag}", value])
     with pytest.raises(ConfigurationError, match="belong in its YAML file"):
         command.run(flags(write(tmp_path), tmp_path), ["agent.k=3"])
 

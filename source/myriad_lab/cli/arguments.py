@@ -48,6 +48,13 @@ def refuse_overrides(command: str, overrides: Iterable[str]) -> None:
         raise ConfigurationError(f"{command} takes no overrides, {override!r} was given")
 
 
+def non_empty(text: str) -> str:
+    """Parse a flag that must not be empty, as it is where a variable of the shell is not set."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty text was given; give a value, or leave the flag out")
+    return text
+
+
 def positive_int(text: str) -> int:
     """Parse a flag that must be a whole number of at least 1."""
     try:

@@ -18,17 +18,23 @@ if TYPE_CHECKING:
 
 def add_checkpoint_flags(parser: argparse.ArgumentParser, policy: str) -> None:
     """Add ``--checkpoint``, ``--policy`` and ``--runs_root``."""
-    parser.add_argument("--checkpoint", default="latest", help="bundle or run folder, or latest, or best")
-    parser.add_argument("--policy", default=policy, help=f"head number, best, or all (default: {policy})")
-    parser.add_argument("--runs_root", default="runs", help="where runs are (default: runs)")
+    from myriad_lab.cli.arguments import non_empty
+
+    parser.add_argument(
+        "--checkpoint", type=non_empty, default="latest", help="bundle or run folder, or latest, or best"
+    )
+    parser.add_argument(
+        "--policy", type=non_empty, default=policy, help=f"head number, best, or all (default: {policy})"
+    )
+    parser.add_argument("--runs_root", type=non_empty, default="runs", help="where runs are (default: runs)")
 
 
 def add_env_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that choose the env."""
-    from myriad_lab.cli.arguments import positive_int, seed_int
+    from myriad_lab.cli.arguments import non_empty, positive_int, seed_int
 
-    parser.add_argument("--task", help="registered task id (default: that of the checkpoint)")
-    parser.add_argument("--backend", help="simulator (default: that of the checkpoint)")
+    parser.add_argument("--task", type=non_empty, help="registered task id (default: that of the checkpoint)")
+    parser.add_argument("--backend", type=non_empty, help="simulator (default: that of the checkpoint)")
     parser.add_argument("--num_envs", type=positive_int, help="parallel envs")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--seed", type=seed_int, default=10_007, help="seed of the episodes (default: 10007)")

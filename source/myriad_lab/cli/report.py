@@ -6,16 +6,23 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from myriad_lab.cli.arguments import refuse_overrides
+from myriad_lab.cli.arguments import non_empty, refuse_overrides
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``myriad report``."""
-    parser.add_argument("run_folder", nargs="?", help="run folder (default: that of --checkpoint)")
-    parser.add_argument("--checkpoint", default="latest", help="bundle or run folder, or latest, or best")
-    parser.add_argument("--runs_root", default="runs", help="where runs are (default: runs)")
+    parser.add_argument("run_folder", nargs="?", type=non_empty, help="run folder (default: that of --checkpoint)")
     parser.add_argument(
-        "--seeds", nargs="*", default=[], metavar="RUN", help="runs with other seeds, for intervals on the curves"
+        "--checkpoint", type=non_empty, default="latest", help="bundle or run folder, or latest, or best"
+    )
+    parser.add_argument("--runs_root", type=non_empty, default="runs", help="where runs are (default: runs)")
+    parser.add_argument(
+        "--seeds",
+        nargs="*",
+        type=non_empty,
+        default=[],
+        metavar="RUN",
+        help="runs with other seeds, for intervals on the curves",
     )
     parser.add_argument("--out", type=Path, help="HTML file (default: report.html in the run folder)")
 

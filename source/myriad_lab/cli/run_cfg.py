@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from myriad_lab.cli.arguments import positive_float, positive_int, seed_int
+from myriad_lab.cli.arguments import non_empty, positive_float, positive_int, seed_int
 from myriad_lab.errors import ConfigurationError, nearest
 
 BACKENDS = ("torch", "mujoco")
@@ -21,7 +21,7 @@ NOT_YET = {
 """What the design names and nobody has built; asking for it is an error of its own kind."""
 
 
-def _flag(default: Any, help: str, parse: Callable[[str], Any] = str, choices: tuple[str, ...] = ()) -> Any:
+def _flag(default: Any, help: str, parse: Callable[[str], Any] = non_empty, choices: tuple[str, ...] = ()) -> Any:
     """Return a dataclass field that carries its flag."""
     return field(default=default, metadata={"help": help, "parse": parse, "choices": choices})
 
@@ -50,7 +50,7 @@ class RunCfg:
     distributed: bool = _flag(False, "not available yet")
     logger: str = _flag("tensorboard", "beside the console and metrics.jsonl (default: tensorboard)", choices=LOGGERS)
     experiment_name: str | None = _flag(None, "folder under runs/ (default: task and algorithm)")
-    run_name: str = _flag("", "added to the name of the run folder")
+    run_name: str = _flag("", "added to the name of the run folder", str)
     runs_root: str = _flag("runs", "where run folders are made (default: runs)")
     video: bool = _flag(False, "record a video of the population every video_interval iterations")
     video_length: int = _flag(300, "length of a video in control steps (default: 300)", positive_int)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from myriad_lab.cli.arguments import refuse_overrides
+from myriad_lab.cli.arguments import non_empty, refuse_overrides
 from myriad_lab.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -63,7 +63,9 @@ class StoryCfg:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``myriad story``."""
     parser.add_argument("name", nargs="?", default="point", help="point, ant or quick (default: point)")
-    parser.add_argument("--runs_root", default="runs", help="where run folders are made (default: runs)")
+    parser.add_argument(
+        "--runs_root", type=non_empty, default="runs", help="where run folders are made (default: runs)"
+    )
     parser.add_argument("--fresh", action="store_true", help="put what was done aside and start over")
 
 

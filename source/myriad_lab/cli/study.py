@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from myriad_lab.cli.arguments import split_overrides
+from myriad_lab.cli.arguments import positive_float, positive_int, split_overrides
 from myriad_lab.cli.machine import hardware, versions
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.evaluation.study import (
@@ -45,10 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``myriad study``."""
     parser.add_argument("name", help="study in config/study/, or the path of a YAML file")
     parser.add_argument("--out", type=Path, help="folder of cells and page (default: runs/studies/NAME)")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at a time; keep 1 where wall-clock is compared")
+    parser.add_argument(
+        "--jobs", type=positive_int, default=1, help="cells at a time; keep 1 where wall-clock is compared"
+    )
     parser.add_argument("--only", default="", help="run only the cells whose id contains this text")
-    parser.add_argument("--num_seeds", type=int, help="use only the first seeds of the study")
-    parser.add_argument("--scale", type=float, default=1.0, help="multiply every budget, to try a study out")
+    parser.add_argument("--num_seeds", type=positive_int, help="use only the first seeds of the study")
+    parser.add_argument("--scale", type=positive_float, default=1.0, help="multiply every budget, to try a study out")
     parser.add_argument("--report_only", action="store_true", help="run nothing; aggregate what is there")
     parser.add_argument("--list", action="store_true", help="print the commands of the cells and stop")
 
@@ -57,11 +59,9 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """Run the missing cells, then aggregate; returns 1 where a cell failed.
 
     Raises:
-        ConfigurationError: Where the study is unknown or does not validate, the flags do not, or ``--out`` cannot be
-            written.
+        ConfigurationError: Where the study is unknown or does not validate, an override was given, or ``--out``
+            cannot be written.
     """
-    if args.jobs < 1 or args.scale <= 0:
-        raise ConfigurationError(f"--jobs {args.jobs} and --scale {args.scale} must be positive.")
     if overrides:
         raise ConfigurationError(f"{overrides[0]!r}: overrides of a study belong in its YAML file.")
     study = _scaled(load_study(study_path(args.name)), args.scale, args.num_seeds)
