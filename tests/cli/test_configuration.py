@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from myriad_lab.cli.algorithms import AGENTS
 from myriad_lab.cli.configuration import (
     GROUPS,
     compose,
@@ -114,3 +115,9 @@ def test_every_preset_can_be_read(group: str) -> None:
     assert names
     for name in names:
         assert load_preset(group, name).keys() <= {"run", "env", "agent"}
+
+
+def test_a_preset_of_an_agent_is_called_after_its_algorithm() -> None:
+    for name in list_presets("agent"):
+        algorithm = name.split("_")[0]
+        compose(AGENTS[algorithm](), [flatten(load_preset("agent", name).get("agent", {}))], "agent")

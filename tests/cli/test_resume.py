@@ -152,6 +152,13 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("kmyriad", ["--algorithm", "pql"], ["algorithm: kmyriad in the bundle, pql asked for"]),
         ("kmyriad", ["--task", "Myriad-AntMaze-Maze"], [f"task: {TASK} in the bundle, Myriad-AntMaze-Maze asked for"]),
         ("kmyriad", ["env.episode_steps=12"], ["max_episode_length: 10 in the bundle, 12 in the env"]),
+        ("kmyriad", ["env.arena=cave"], ["env.arena=cave", "has maze and keeps its map"]),
+        ("kmyriad", ["env.arena_scale=0.8"], ["env.arena_scale=0.8", "has 0.4 and keeps its map"]),
+        ("pql", ["env.goal=[1.0,3.7]"], ["env.goal=[1.0, 3.7]", "has None and keeps its map and its goal"]),
+        ("kmyriad", ["--seed", "3"], ["--seed 3", "with seed=0; leave it out"]),
+        ("kmyriad", ["--runs_root", "elsewhere"], ["--runs_root elsewhere", "goes on where and as it began"]),
+        ("kmyriad", ["--experiment_name", "other"], ["--experiment_name other"]),
+        ("kmyriad", ["--run_name", "other"], ["--run_name other", "run_name=''"]),
         ("kmyriad", ["agent.actor.trunk=[16]"], ["agent.actor.trunk=[16]", "has [8] and keeps its networks"]),
         ("kmyriad", ["--logger", "wandb"], ["needs the package wandb"]),
         ("pql", ["agent.critic.hidden=[16]"], ["does not fit the networks", "size mismatch"]),
@@ -179,6 +186,12 @@ def test_a_refused_resume_leaves_the_run_as_it_was(
     assert "Traceback" not in line
     assert all(text in line for text in says), line
     assert contents(folder) == before
+
+
+def test_what_is_given_again_is_no_other_setting(finished: dict[str, Path]) -> None:
+    folder = finished["kmyriad"]
+    same = {"seed": 0, "runs_root": str(folder.parents[1]), "experiment_name": folder.parent.name, "run_name": ""}
+    assert train({**same, "checkpoint": str(folder)}, ["env.arena=maze", "env.arena_scale=0.4"]).done_before
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "train_state.pt", "replay/replay.pt"])

@@ -66,6 +66,7 @@ def make_plan(flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainP
     run = _compose_run(layers)
     if resume is not None:
         _check_same(resume, run)
+        _check_place(resume, flags)
     entry = registry.get(run.task)
     run.backend = _backend(run, entry)
     registry.check_device(run.device)
@@ -121,6 +122,8 @@ def make_layers(flags: Mapping[str, Any], groups: Mapping[str, str], resume: Any
         "logger": groups.get("logger") or str(asked.get("logger", "")),
     }
     layers = []
+    if "agent" in groups:
+        _check_agent_preset(names["agent"], str(asked.get("algorithm", RunCfg.algorithm)))
     for group, name in names.items():
         if group in groups or name in list_presets(group):
             layers.append(_preset(group, name))
@@ -143,6 +146,16 @@ def _compose_run(layers: Sequence[Layer]) -> RunCfg:
 
 def _preset(group: str, name: str) -> Layer:
     return {section: flatten(values or {}) for section, values in load_preset(group, name).items()}
+
+
+def _check_agent_preset(name: str, algorithm: str) -> None:
+    """Refuse a preset of another algorithm than the run's; presets are called ALGORITHM or ALGORITHM_VARIANT."""
+    owner = name.split("_")[0]
+    if name in list_presets("agent") and owner != algorithm:
+        raise ConfigurationError(
+            f"agent={name} belongs to --algorithm {owner}, and the algorithm here is {algorithm}; "
+            f"add --algorithm {owner}, or leave the preset out"
+        )
 
 
 def _task_preset(task: str) -> str:
@@ -213,7 +226,7 @@ def _check(plan: TrainPlan) -> None:
     if plan.resume is None:
         check_writable(Path(run.runs_root) / run.experiment_name)
     else:
-        _check_networks(plan)
+        _check_kept(plan)
 
 
 def _check_same(resume: Any, run: RunCfg) -> None:
@@ -229,14 +242,35 @@ def _check_same(resume: Any, run: RunCfg) -> None:
             )
 
 
-def _check_networks(plan: TrainPlan) -> None:
-    """Refuse another shape of the policies than that of the resumed run, which keeps its networks."""
-    kept = flatten(plan.resume.manifest.config.get("agent", {}))
-    for key, value in flatten(asdict(plan.agent_cfg)).items():
-        if key.startswith(("actor.", "actor_hidden_dims")) and kept.get(key, value) != value:
+def _check_place(resume: Any, flags: Mapping[str, Any]) -> None:
+    """Refuse another seed, and another place or name for a run that goes on in its own folder."""
+    settings = resume.manifest.config.get("run", {})
+    given = {"seed": (flags.get("seed"), settings.get("seed"))}
+    if resume.path.parent.name == "checkpoints":
+        given |= {name: (flags.get(name), settings.get(name)) for name in ("experiment_name", "run_name")}
+        root = flags.get("runs_root")
+        if root is not None and Path(root).resolve() not in resume.path.resolve().parents:
+            given["runs_root"] = (root, settings.get("runs_root"))
+    for name, (asked, kept) in given.items():
+        if asked is not None and kept is not None and asked != kept:
             raise ConfigurationError(
-                f"agent.{key}={value}: the run to go on with has {kept[key]} and keeps its networks; leave it out"
+                f"--{name} {asked}: {resume.path} goes on where and as it began, with {name}={kept!r}; leave it out"
             )
+
+
+def _check_kept(plan: TrainPlan) -> None:
+    """Refuse another map or goal than that of the resumed run, and another shape of the policies, which it keeps."""
+    config, ours = plan.resume.manifest.config, plan.config()
+    for section, starts, what in (
+        ("agent", ("actor.", "actor_hidden_dims"), "keeps its networks"),
+        ("env", ("arena", "goal"), "keeps its map and its goal; --portfolio starts another run from it"),
+    ):
+        kept = flatten(config.get(section, {}))
+        for key, value in flatten(ours[section]).items():
+            if key.startswith(starts) and kept.get(key, value) != value:
+                raise ConfigurationError(
+                    f"{section}.{key}={value}: the run to go on with has {kept[key]} and {what}; leave it out"
+                )
 
 
 def given_flags(args: Any) -> dict[str, Any]:
