@@ -69,7 +69,9 @@ def test_evaluation_of_a_task_with_a_goal(tmp_path: Path) -> None:
         bundle.actor.heads.out_bias[..., 0] = 10.0  # Straight to the right, where the goal is or is not.
     assert bundle.manifest.arena is not None
     x, y = bundle.manifest.arena["start"]
-    near, _ = evaluate(bundle, SMALL, overrides=[f"env.goal=[{x + 2.0},{y}]", "env.goal_radius=1.0"])
+    near, _ = evaluate(
+        bundle, SMALL, overrides=[f"env.goal=[{x + 2.0},{y}]", "env.goal_radius=1.0"], out=tmp_path / "near.json"
+    )
     far, _ = evaluate(bundle, SMALL)
     assert near["portfolio"]["success"]["mean"] == 1.0
     assert near["portfolio"]["return"]["mean"] == 1.0
@@ -83,7 +85,8 @@ def test_evaluation_of_a_task_with_a_goal(tmp_path: Path) -> None:
 
 def test_explorer_is_evaluated_on_another_task_of_its_robot(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path)
-    result, _ = evaluate(bundle, EvaluateCfg(4, 256, num_envs=8, task=GOAL_TASK), overrides=["env.episode_steps=10"])
+    cfg = EvaluateCfg(4, 256, num_envs=8, task=GOAL_TASK)
+    result, _ = evaluate(bundle, cfg, overrides=["env.episode_steps=10"], out=tmp_path / "other.json")
     assert result["task"] == GOAL_TASK
     assert result["portfolio"]["length"]["mean"] == 10.0
     with pytest.raises(CheckpointError, match="do not fit the env"):
@@ -95,6 +98,7 @@ def test_one_head_alone(tmp_path: Path) -> None:
     result, _ = evaluate(bundle, SMALL, heads=[1], out=tmp_path / "one.json")
     assert [head["head"] for head in result["heads"]] == [1]
     assert result["best_head"]["head"] == 1
+    assert not list(tmp_path.rglob("recordings")), "what is written elsewhere is the numbers alone"
 
 
 def test_heads_of_the_policy_flag(tmp_path: Path) -> None:
@@ -148,6 +152,10 @@ def test_results_that_cannot_be_had_are_refused_before_any_work(
     for arguments, message in (
         (["evaluate", *root, "--pool_size", "256", "--k", "128"], "k=128 with 128 particles for each of 2 heads"),
         (["evaluate", *root, "--pool_size", "1"], "with 0 particles"),
+        (["evaluate", *root, "--policy", "1"], "evaluation.json is for all heads in the run's own task"),
+        (["evaluate", *root, "--task", GOAL_TASK], f"not for --task {GOAL_TASK}; say with --out FILE"),
+        (["evaluate", *root, "--backend", "mujoco"], "not for --backend mujoco; say with --out FILE"),
+        (["evaluate", *root, "env.goal_radius=2"], "not for env.goal_radius=2; say with --out FILE"),
         (["evaluate", *root, "--out", below], f"cannot write to {tmp_path / 'file'}"),
         (["evaluate", *root, "--out", str(tmp_path)], f"cannot write to {tmp_path}: it is a folder"),
         (["report", *root, "--out", below], f"cannot write to {tmp_path / 'file'}"),

@@ -18,6 +18,7 @@ from myriad_lab.cli.checkpoints import (
     open_bundle,
     run_of,
 )
+from myriad_lab.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from myriad_lab.envs.contract import VecEnv
@@ -62,7 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=positive_int, default=256, help="deterministic episodes per head")
     parser.add_argument("--pool_size", type=positive_int, default=16_384, help="particles in the pool of all heads")
     parser.add_argument("--k", type=positive_int, help="neighbours of the entropy estimates (default: 50)")
-    parser.add_argument("--out", type=Path, help="JSON file (default: evaluation.json in the run folder)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="JSON file, written without recordings (default: evaluation.json in the run folder, and recordings/ "
+        "beside it; needed with one head, another task or backend, and overrides)",
+    )
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -95,13 +101,15 @@ def evaluate(
         cfg: Settings.
         heads: Heads to evaluate; all by default.
         overrides: ``env.key=value``.
-        out: JSON file; ``evaluation.json`` in the run folder by default, with the episodes under ``recordings/``.
+        out: JSON file, written alone; by default ``evaluation.json`` in the run folder, with the episodes under
+            ``recordings/``, which is for all heads in the run's own env only.
 
     Returns:
         The result and its file, ``None`` for a bundle outside a run folder with no ``out`` given.
 
     Raises:
-        ConfigurationError: Before any work, if ``k`` is too large or the file cannot be written.
+        ConfigurationError: Before any work, if ``k`` is too large, the file cannot be written, or the run folder is no
+            place for it.
     """
     from myriad_lab.evaluation.diversity import choose_neighbours
     from myriad_lab.portfolio.atomic import write_json
@@ -113,6 +121,8 @@ def evaluate(
     path = Path(out) if out is not None else folder.evaluation_file if folder is not None else None
     if path is not None:
         check_out_file(path)
+        if out is None:
+            _check_own(bundle, cfg, heads, overrides, path)
     actor = bundle.actor.select(heads).to(cfg.device).eval()
     num_envs = cfg.num_envs or len(heads) * max(1, TARGET_ENVS // len(heads))
     where = {"task": cfg.task, "backend": cfg.backend, "device": cfg.device, "seed": cfg.seed}
@@ -127,7 +137,8 @@ def evaluate(
         env.close()
     result = _result(bundle, cfg, heads, visits, episodes, task)
     if path is not None:
-        _save_records(path.parent / "recordings", {"evaluation_visits": visits, "evaluation": episodes})
+        if out is None:
+            _save_records(path.parent / "recordings", {"evaluation_visits": visits, "evaluation": episodes})
         write_json(path, result)
     return result, path
 
@@ -149,6 +160,22 @@ def summary(result: Mapping[str, Any]) -> list[str]:
             text = f"{value['mean']:.4g} [{value['low']:.4g}, {value['high']:.4g}]"
             lines.append(f"  {key} of head {head}, on episodes it was not chosen by: {text}")
     return lines
+
+
+def _check_own(bundle: Bundle, cfg: EvaluateCfg, heads: Sequence[int], overrides: Sequence[str], path: Path) -> None:
+    """Refuse to overwrite what report and export take for the evaluation of all heads in the run's own env."""
+    manifest = bundle.manifest
+    strange = [
+        *(["some of the heads"] if list(heads) != list(range(manifest.num_policies)) else []),
+        *([f"--task {cfg.task}"] if cfg.task not in (None, manifest.task) else []),
+        *([f"--backend {cfg.backend}"] if cfg.backend not in (None, manifest.backend) else []),
+        *overrides,
+    ]
+    if strange:
+        raise ConfigurationError(
+            f"{path} is for all heads in the run's own task, which report and export go by, not for "
+            f"{', '.join(strange)}; say with --out FILE where that shall be written"
+        )
 
 
 def _explore(env: VecEnv, actor: PopulationActor, cfg: EvaluateCfg, groups: Sequence[str]) -> EpisodeRecord:
