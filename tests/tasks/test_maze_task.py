@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -47,6 +49,33 @@ def test_a_goal_behind_closed_walls_is_refused(monkeypatch):
         PointMazeTask(cfg)
     cfg.goal = [-3.0, 0.0]
     assert PointMazeTask(cfg).goal == (-3.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("task", "field", "value", "expected"),
+    [
+        ("Myriad-PointMaze-Maze", "episode_steps", -3, "at least 1"),
+        ("Myriad-PointMaze-Maze", "arena_scale", -1.0, "a positive number"),
+        ("Myriad-PointMaze-Maze", "start_noise", math.nan, "at least 0"),
+        ("Myriad-PointMaze-Maze", "start_noise", -0.1, "at least 0"),
+        ("Myriad-PointMaze-Maze", "max_speed", math.nan, "a positive number"),
+        ("Myriad-PointMaze-Maze", "max_speed", math.inf, "a positive number"),
+        ("Myriad-PointMaze-Maze", "control_period", 0.0, "a positive number"),
+        ("Myriad-PointMaze-Maze", "robot_radius", -0.1, "a positive number"),
+        ("Myriad-PointMaze-Maze-Goal", "goal_radius", -0.5, "a positive number"),
+        ("Myriad-AntMaze-Maze", "decimation", 0, "at least 1"),
+        ("Myriad-AntMaze-Maze", "joint_noise", -1.0, "at least 0"),
+        ("Myriad-Ant", "episode_steps", 0, "at least 1"),
+        ("Myriad-Velocity-Quadruped", "yaw_noise", math.nan, "at least 0"),
+        ("Myriad-Velocity-Quadruped", "command_steps", 0, "at least 1"),
+        ("Myriad-Gridworld-Room", "episode_steps", 0, "at least 1"),
+    ],
+)
+def test_numbers_out_of_range_are_named_with_what_is_expected(task, field, value, expected):
+    entry = registry.get(task)
+    setattr(entry.cfg, field, value)
+    with pytest.raises(ConfigurationError, match=rf"env\.{field}={value}; expected .*{expected}"):
+        entry.make_task(entry.cfg)
 
 
 def test_the_goal_has_a_sharp_rim():

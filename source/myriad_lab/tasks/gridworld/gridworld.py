@@ -16,6 +16,7 @@ from myriad_lab.envs.robot import RobotCfg
 from myriad_lab.envs.robot_state import InitialState, RobotState
 from myriad_lab.envs.torch.grid import MOVES, GridMap, GridSimulator
 from myriad_lab.errors import ConfigurationError, nearest
+from myriad_lab.tasks.ranges import check_numbers
 from myriad_lab.tasks.registry import TaskEntry, register
 
 MAPS: dict[str, tuple[str, ...]] = {
@@ -61,10 +62,11 @@ class GridworldTask:
         """Read the drawing.
 
         Raises:
-            ConfigurationError: Unknown map, or a slip outside [0, 1].
+            ConfigurationError: Unknown map, no steps, or a slip outside [0, 1].
         """
         if cfg.map not in MAPS:
             raise ConfigurationError(f"Unknown gridworld map {cfg.map!r}. {nearest(cfg.map, MAPS)}")
+        check_numbers(cfg, counts=("episode_steps",))
         if not 0.0 <= cfg.slip <= 1.0:
             raise ConfigurationError(f"slip={cfg.slip}; expected a probability between 0 and 1.")
         self.cfg = cfg

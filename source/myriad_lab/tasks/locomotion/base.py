@@ -12,6 +12,7 @@ from myriad_lab.envs.contract import TermSpec
 from myriad_lab.envs.robot import RobotCfg
 from myriad_lab.envs.robot_state import InitialState, RobotState
 from myriad_lab.envs.rotations import quat_from_yaw
+from myriad_lab.tasks.ranges import check_numbers
 
 GROUND = Arena("ground", (-20.0, 20.0, -20.0, 20.0))
 """Flat, open ground; the extent only frames maps, robots may leave it."""
@@ -30,6 +31,10 @@ class LocomotionCfg:
     yaw_noise: float = 0.0
     """Half-width of the uniform noise on the start heading [rad]."""
 
+    def validate(self) -> None:
+        """Raise ``ConfigurationError`` where a number is out of range."""
+        check_numbers(self, counts=("episode_steps",), not_negative=("joint_noise", "joint_vel_noise", "yaw_noise"))
+
 
 class LocomotionTask:
     """Base of the locomotion tasks; a task adds its observations, rewards and ends."""
@@ -37,6 +42,7 @@ class LocomotionTask:
     arena = GROUND
 
     def __init__(self, cfg: LocomotionCfg, robot: RobotCfg) -> None:
+        cfg.validate()
         self.cfg = cfg
         self.robot = robot
 

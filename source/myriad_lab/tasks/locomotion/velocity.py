@@ -14,6 +14,7 @@ from myriad_lab.envs.rotations import rotation_matrix
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.tasks.locomotion.base import FEATURES, LocomotionCfg, LocomotionTask
 from myriad_lab.tasks.locomotion.robots.robots import QUADRUPED
+from myriad_lab.tasks.ranges import check_numbers
 from myriad_lab.tasks.registry import TaskEntry, register
 
 CONTACT_THRESHOLD = 1.0
@@ -64,11 +65,13 @@ class VelocityCfg(LocomotionCfg):
     """A trunk whose up projection is lower has fallen."""
 
     def validate(self) -> None:
-        """Check the commands.
+        """Check the numbers and the commands.
 
         Raises:
-            ConfigurationError: Not three bounds, or a low one above its high one.
+            ConfigurationError: One out of range, not three bounds, or a low one above its high one.
         """
+        super().validate()
+        check_numbers(self, counts=("command_steps",), positive=("tracking_width",))
         low, high = self.command_low, self.command_high
         if len(low) != 3 or len(high) != 3 or any(a > b for a, b in zip(low, high, strict=True)):
             raise ConfigurationError(
@@ -83,7 +86,6 @@ class VelocityTask(LocomotionTask):
     cfg: VelocityCfg
 
     def __init__(self, cfg: VelocityCfg, robot: RobotCfg = QUADRUPED) -> None:
-        cfg.validate()
         super().__init__(cfg, robot)
 
     def observation_terms(self) -> dict[str, tuple[TermSpec, ...]]:

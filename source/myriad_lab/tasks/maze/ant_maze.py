@@ -11,6 +11,7 @@ from myriad_lab.envs.robot_state import RobotState
 from myriad_lab.envs.rotations import rotation_matrix
 from myriad_lab.tasks.locomotion.robots.robots import ANT
 from myriad_lab.tasks.maze.maze_task import MazeTask, MazeTaskCfg
+from myriad_lab.tasks.ranges import check_numbers
 from myriad_lab.tasks.registry import TaskEntry, register
 
 
@@ -30,6 +31,11 @@ class AntMazeCfg(MazeTaskCfg):
     """Half-width of the uniform noise on the start joint positions [rad]."""
     joint_vel_scale: float = 0.1
     """Scale of joint velocities in the observation [s/rad]."""
+
+    def validate(self) -> None:
+        """Raise ``ConfigurationError`` where a number is out of range."""
+        super().validate()
+        check_numbers(self, counts=("decimation",), positive=("joint_vel_scale",))
 
 
 class AntMazeTask(MazeTask):

@@ -13,6 +13,7 @@ from myriad_lab.envs.robot import RobotCfg
 from myriad_lab.envs.robot_state import InitialState, RobotState
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.tasks.maze.arenas import get_arena
+from myriad_lab.tasks.ranges import check_numbers
 
 
 @dataclass
@@ -38,6 +39,11 @@ class MazeTaskCfg:
     fourier_frequencies: list[float] = field(default_factory=lambda: [1.0, 3.0])
     """Half periods over half the extent of the Fourier features of the position; four numbers per entry."""
 
+    def validate(self) -> None:
+        """Raise ``ConfigurationError`` where a number is out of range."""
+        noises = ("start_noise", "joint_noise")
+        check_numbers(self, counts=("episode_steps",), positive=("arena_scale", "goal_radius"), not_negative=noises)
+
 
 class MazeTask:
     """A robot in an arena, reward-free for pre-training or with a sparse goal.
@@ -50,8 +56,10 @@ class MazeTask:
         """Build the map and place the goal.
 
         Raises:
-            ConfigurationError: Unknown arena, or a start or goal that is inside a wall or out of reach.
+            ConfigurationError: A number out of range, an unknown arena, or a start or goal that is inside a wall or out of
+                reach.
         """
+        cfg.validate()
         self.cfg = cfg
         self.robot = robot
         self.arena: Arena = replace(get_arena(cfg.arena).scaled(cfg.arena_scale), robot_radius=robot.radius)

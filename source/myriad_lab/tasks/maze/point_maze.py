@@ -10,6 +10,7 @@ from myriad_lab.envs.contract import ActionSpec
 from myriad_lab.envs.robot import RobotCfg
 from myriad_lab.envs.torch.point import PointSimulator
 from myriad_lab.tasks.maze.maze_task import MazeTask, MazeTaskCfg
+from myriad_lab.tasks.ranges import check_numbers
 from myriad_lab.tasks.registry import TaskEntry, register
 
 
@@ -26,11 +27,17 @@ class PointMazeCfg(MazeTaskCfg):
     robot_radius: float = 0.1
     """Half-width of the robot [m]."""
 
+    def validate(self) -> None:
+        """Raise ``ConfigurationError`` where a number is out of range."""
+        super().validate()
+        check_numbers(self, positive=("max_speed", "control_period", "robot_radius"))
+
 
 class PointMazeTask(MazeTask):
     """A point robot in a maze; the position is all there is to observe."""
 
     def __init__(self, cfg: PointMazeCfg) -> None:
+        cfg.validate()  # before anything is made of its numbers
         robot = RobotCfg(
             name="point",
             action=ActionSpec(
