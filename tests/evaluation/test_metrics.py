@@ -83,12 +83,12 @@ def test_disjoint_heads_are_as_diverse_as_can_be() -> None:
     points = generator.random((4, 8, 201, 2)).astype(np.float32)
     points[..., 0] += 10.0 * np.arange(4)[:, None, None]
     apart, rows = diversity_metrics(make_visits(points), k=5, pool_size=1600)
-    # The thinned pool is sparser than a head, so the edges of the squares bias its entropy upwards a little.
+    # A group from all heads is sparser than a head, so the edges of the squares bias its entropy upwards a little.
     assert apart["diversity"]["mean"] == pytest.approx(math.log(4), abs=0.2)
     assert apart["diversity_normalised"]["mean"] == pytest.approx(1.0, abs=0.15)
     assert apart["entropy_heads_mean"]["mean"] == pytest.approx(0.0, abs=0.2)  # ln of the area 1
     assert apart["entropy_pool"]["mean"] == pytest.approx(math.log(4), abs=0.2)
-    assert (apart["groups"], apart["pool_size"], apart["k"]) == (8, 800, 5)  # 8 groups of one episode: 4 x 200 steps
+    assert (apart["groups"], apart["pool_size"], apart["k"]) == (2, 1600, 5)  # 2 groups of 4 of the 8 episodes
     assert all(row["kl"]["mean"] > 2.0 for row in rows)
     together, _ = diversity_metrics(make_visits(generator.random((4, 8, 200, 2)).astype(np.float32)), k=5)
     assert abs(together["diversity"]["mean"]) < 0.1
@@ -113,8 +113,8 @@ def test_interval_of_the_entropy_covers_fresh_data() -> None:
 
 def test_bad_recordings_are_refused() -> None:
     points = np.random.default_rng(0).random((2, 4, 10, 2)).astype(np.float32)
-    with pytest.raises(ConfigurationError, match=r"k=9 with 9 particles for each of"):
-        diversity_metrics(make_visits(points), k=9)
+    with pytest.raises(ConfigurationError, match=r"k=18 with 18 particles for each of"):
+        diversity_metrics(make_visits(points), k=18)
     with pytest.raises(ConfigurationError, match="no features"):
         diversity_metrics(make_record(np.zeros((2, 2))))
     broken = points.copy()

@@ -9,6 +9,7 @@ import torch
 
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.functional.entropy import (
+    REWARD_KINDS,
     effective_sample_size,
     entropy,
     importance_weighted_entropy,
@@ -18,6 +19,7 @@ from myriad_lab.functional.entropy import (
 )
 from myriad_lab.functional.estimators import MIN_RADIUS, digamma, kl_from_radii
 from myriad_lab.functional.knn import knn
+from myriad_lab.functional.masked import park_invalid
 
 EULER = 0.5772156649015329
 LINE = torch.tensor([[0.0], [1.0], [3.0], [7.0]], dtype=torch.float64)
@@ -199,6 +201,21 @@ def test_own_trajectory_hides_the_density_of_walks():
     ids = torch.arange(100).repeat_interleave(100)
     assert float(entropy(walks, 5)) < 4.0
     assert abs(float(entropy(walks, 5, trajectory_ids=ids)) - 7.0) < 0.6
+
+
+@pytest.mark.parametrize("kind", REWARD_KINDS)
+@pytest.mark.parametrize("exclude", [False, True])
+def test_parked_particles_reward_nobody(kind, exclude):
+    """Fewer parked particles than k look for neighbours among the valid ones; those must not notice."""
+    points = torch.randn(400, 2, generator=torch.Generator().manual_seed(3))
+    ids = torch.arange(400) // 20
+    valid = torch.ones(400, dtype=torch.bool)
+    valid[[13, 14, 15, 16, 17, 18, 19, 399]] = False
+    options = {"exclude_own_trajectory": exclude}
+    found = particle_rewards(park_invalid(points, valid), 12, kind, trajectory_ids=ids, valid=valid, **options)
+    alone = particle_rewards(points[valid], 12, kind, trajectory_ids=ids[valid], **options)
+    torch.testing.assert_close(found.rewards[valid], alone.rewards)
+    torch.testing.assert_close(found.entropy, alone.entropy)
 
 
 def test_a_superset_of_references_changes_only_m():

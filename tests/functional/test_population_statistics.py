@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from myriad_lab.errors import ConfigurationError
-from myriad_lab.functional.entropy import entropy, kl_to_others, population_statistics, thin
+from myriad_lab.functional.entropy import deal, entropy, kl_to_others, population_statistics
 from myriad_lab.functional.knn import knn
 
 
@@ -85,13 +85,47 @@ def test_policies_may_be_permuted():
     torch.testing.assert_close(moved["kl_heads"], base["kl_heads"][order])
 
 
-@pytest.mark.parametrize(("m", "n"), [(3, 10), (7, 4), (1, 6)])
-def test_thinning_takes_policies_evenly_and_none_twice(m, n):
+@pytest.mark.parametrize(("m", "n", "trajectories"), [(3, 12, 4), (7, 4, None), (4, 12, 2), (1, 6, 3), (3, 10, 3)])
+def test_dealing_uses_every_particle_once_and_keeps_trajectories_whole(m, n, trajectories):
     points = torch.stack(torch.meshgrid(torch.arange(m), torch.arange(n), indexing="ij"), dim=-1).float()
-    taken = [tuple(row) for row in thin(points).tolist()]
-    assert len(set(taken)) == n
-    counts = torch.bincount(torch.tensor([int(head) for head, _ in taken]), minlength=m)
-    assert counts.max() - counts.min() <= 1
+    groups = deal(points, trajectories)
+    assert groups.shape == points.shape
+    assert torch.equal(torch.unique(groups.flatten(0, 1), dim=0), points.flatten(0, 1))
+    runs = min(m, n if trajectories is None else trajectories)
+    for group in groups[..., 0]:
+        policies, lengths = torch.unique_consecutive(group, return_counts=True)
+        assert len(policies.unique()) == len(policies) == runs
+        assert lengths.max() - lengths.min() <= 1
+
+
+def walks(num_policies, num_trajectories, length, seed):
+    """Random walks of one law; particles of a trajectory lie together."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = torch.randn(num_policies, num_trajectories, length, 2, generator=generator)
+    return steps.cumsum(dim=2).flatten(1, 2)
+
+
+def test_diversity_is_not_fooled_by_few_trajectories():
+    """8 equal policies of 8 walks each; told from a pool of single particles they would seem to differ by 0.5 nat."""
+    found = [population_statistics(walks(8, 8, 150, seed), 30, num_trajectories=8) for seed in range(8)]
+    diversity = torch.stack([each["diversity"] for each in found])
+    assert abs(float(diversity.mean())) < 3.0 * float(diversity.std()) / math.sqrt(8) + 0.01
+    assert float(diversity.std()) < 0.15
+    generator = torch.Generator().manual_seed(0)
+    torn = walks(8, 8, 150, 0)[:, torch.randperm(1200, generator=generator)]
+    assert float(population_statistics(torn, 30, num_trajectories=8)["diversity"]) > 0.3
+
+
+def test_diversity_of_walks_from_different_places():
+    """Four policies that share nothing differ by ln 4; few trajectories can show less of it, never more."""
+    offset = 1e3 * torch.arange(4.0).view(4, 1, 1)
+    found = [
+        float(population_statistics(walks(4, count, 20, 0) + offset, 5, num_trajectories=count)["diversity"])
+        for count in (2, 16, 256)
+    ]
+    assert 0.0 < found[0] < found[1] < found[2] < math.log(4) + 0.02
+    assert found[0] < math.log(2) + 0.02
+    assert found[2] == pytest.approx(math.log(4), abs=0.15)
 
 
 def test_many_policies():

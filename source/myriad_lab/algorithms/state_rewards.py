@@ -13,12 +13,9 @@ from myriad_lab.errors import ConfigurationError, nearest
 from myriad_lab.functional.entropy import (
     REWARD_KINDS,
     EntropyEstimate,
-    knn_entropy,
-    log_ball_volume,
     particle_rewards,
     population_statistics,
 )
-from myriad_lab.functional.knn import knn
 from myriad_lab.functional.masked import masked_mean, masked_std, park_invalid, standardize
 from myriad_lab.storage.particles import ParticleBuffer
 
@@ -199,10 +196,9 @@ class StateRewards:
     def _reward_all(self, points: torch.Tensor, mask: torch.Tensor) -> _Pool:
         """Reward every particle of this rollout against all the others."""
         points = park_invalid(points, mask)
-        found = self._estimate(points, self._trajectory_ids)
+        found = self._estimate(points, self._trajectory_ids, mask)
         # The entropy is measured in the same way whatever the rewards are, so that runs can be compared.
-        volumes = None if self.cfg.exclude_own_trajectory else found.log_volumes
-        measured = self._entropy(points, mask, volumes)
+        measured = self._entropy(points, mask) if self.cfg.exclude_own_trajectory else found.entropy
         return _Pool(found.rewards, mask, points.view(self.num_policies, self.per_policy, -1), measured)
 
     def _reward_drawn(self, points: torch.Tensor, mask: torch.Tensor) -> _Pool:
@@ -213,10 +209,8 @@ class StateRewards:
         buffer.add(points.view(*shape, -1), ids.view(shape), mask.view(shape))
         count = min(buffer.num_filled, self.drawn_per_policy)
         pool, drawn = (rows.flatten(0, 1) for rows in buffer.sample(count, self._generator))
-        # Parked rows have trajectories of their own: they must not fill up anybody's.
-        parked_ids = -1 - torch.arange(len(drawn), device=points.device)
-        trajectories = torch.where(drawn >= 0, drawn // self.per_trajectory, parked_ids)
-        found = self._estimate(park_invalid(pool, drawn >= 0), trajectories).rewards
+        usable = drawn >= 0
+        found = self._estimate(park_invalid(pool, usable), drawn // self.per_trajectory, usable).rewards
         # What belongs to earlier rollouts goes to one extra slot, so that no count has to reach the host.
         slots = torch.where(drawn >= first, drawn - first, len(points))
         rewards = points.new_zeros(len(points) + 1).index_copy_(0, slots, found)[:-1]
@@ -227,17 +221,11 @@ class StateRewards:
         parked = park_invalid(current.flatten(0, 1), usable)
         return _Pool(rewards, rewarded, parked.view_as(current), self._entropy(parked, usable))
 
-    def _entropy(
-        self, points: torch.Tensor, mask: torch.Tensor, log_volumes: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def _entropy(self, points: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return the entropy of the particles where ``mask``, in scaled units; the others are parked."""
-        if log_volumes is None:
-            radii = knn(points, points, self.cfg.k, exclude="self")[0][:, -1]
-            log_volumes = log_ball_volume(radii, self.num_features, self.cfg.min_radius)
-        log_volumes = torch.where(mask, log_volumes, masked_mean(log_volumes, mask))
-        return knn_entropy(log_volumes, (mask.sum() - 1).clamp_min(1), self.cfg.k)
+        return particle_rewards(points, self.cfg.k, valid=mask, min_radius=self.cfg.min_radius).entropy
 
-    def _estimate(self, points: torch.Tensor, trajectory_ids: torch.Tensor) -> EntropyEstimate:
+    def _estimate(self, points: torch.Tensor, trajectory_ids: torch.Tensor, valid: torch.Tensor) -> EntropyEstimate:
         cfg = self.cfg
         return particle_rewards(
             points,
@@ -245,12 +233,15 @@ class StateRewards:
             cfg.reward,
             trajectory_ids=trajectory_ids,
             exclude_own_trajectory=cfg.exclude_own_trajectory,
+            valid=valid,
             min_radius=cfg.min_radius,
         )
 
     def _statistics(self, current: torch.Tensor) -> dict[str, torch.Tensor]:
         """Measure the heads; the few parked points of diverged envs are part of them."""
-        found = population_statistics(current, self.cfg.k, min_radius=self.cfg.min_radius)
+        found = population_statistics(
+            current, self.cfg.k, num_trajectories=self.per_policy // self.per_trajectory, min_radius=self.cfg.min_radius
+        )
         heads = found["entropy_heads"] + self._log_unit
         self.head_statistics = {"entropy": heads, "kl_to_others": found["kl_heads"]}
         return {

@@ -31,14 +31,16 @@ def diversity_metrics(
 
     Bootstrap resamples hold the same particle twice, which ruins nearest-neighbour distances. The episodes of every
     head are therefore dealt to ``num_groups`` groups, the statistics are computed on each, with the same number of
-    particles for every head and group, and the interval is over groups. The first state of an episode is left out: no
-    policy chose it, and where all episodes start at one point it would be an atom, whose entropy has no lower bound.
+    particles for every head and group, and the interval is over groups. There are fewer groups where a head would have
+    fewer episodes in a group than there are heads: diversity could not be told from chance. The first state of an
+    episode is left out: no policy chose it, and where all episodes start at one point it would be an atom, whose
+    entropy has no lower bound.
 
     Args:
         record: Episodes with features, m heads.
         k: Neighbours of the estimate; by default 50, or half the particles of a head if there are fewer than 100.
         pool_size: Particles in the pool of all heads; compare values at equal pool size and k only.
-        num_groups: Groups of episodes; fewer if a head has fewer episodes.
+        num_groups: Groups of episodes, at most.
         seed: Seed of the subsampling.
 
     Returns:
@@ -51,7 +53,10 @@ def diversity_metrics(
     groups = _deal(record, pool_size // record.num_policies, num_groups, seed)
     particles = groups[0].shape[1]
     k = choose_neighbours(k, particles, record.num_policies)
-    results = [_plain(population_statistics(torch.from_numpy(points), k)) for points in groups]
+    episodes = max(1, len(record.returns[0]) // len(groups))
+    results = [
+        _plain(population_statistics(torch.from_numpy(points), k, num_trajectories=episodes)) for points in groups
+    ]
     portfolio: dict[str, Any] = {
         "entropy_heads_mean": interval([result["entropy_heads"].mean() for result in results], seed),
         **{
@@ -92,7 +97,7 @@ def _deal(record: EpisodeRecord, particles: int, num_groups: int, seed: int) -> 
     if record.features is None or record.valid is None:
         raise ConfigurationError("the recording holds no features to measure diversity on; record them")
     features, valid = record.features[:, :, 1:], record.valid[:, :, 1:]
-    num_groups = max(1, min(num_groups, features.shape[1]))
+    num_groups = max(1, min(num_groups, features.shape[1] // record.num_policies))
     visits = [
         select_visits(features[:, start::num_groups], valid[:, start::num_groups], particles, seed)
         for start in range(num_groups)

@@ -16,6 +16,7 @@ import torch
 from myriad_lab.errors import ConfigurationError, nearest
 from myriad_lab.functional.estimators import (
     MIN_RADIUS,
+    digamma,
     effective_sample_size,
     gather_from_neighbourhoods,
     importance_weighted_entropy,
@@ -24,9 +25,11 @@ from myriad_lab.functional.estimators import (
     log_ball_volume,
 )
 from myriad_lab.functional.knn import group_sizes, knn, knn_within
+from myriad_lab.functional.masked import masked_mean
 
 __all__ = [
     "EntropyEstimate",
+    "deal",
     "effective_sample_size",
     "entropy",
     "importance_weighted_entropy",
@@ -35,7 +38,6 @@ __all__ = [
     "log_ball_volume",
     "particle_rewards",
     "population_statistics",
-    "thin",
 ]
 
 RewardKind = Literal["mepol", "centred", "own"]
@@ -103,6 +105,7 @@ def particle_rewards(
     *,
     trajectory_ids: torch.Tensor | None = None,
     exclude_own_trajectory: bool = False,
+    valid: torch.Tensor | None = None,
     min_radius: float = MIN_RADIUS,
 ) -> EntropyEstimate:
     """Return what each particle adds to the entropy of the pool.
@@ -121,6 +124,8 @@ def particle_rewards(
         kind: One of the three.
         trajectory_ids: Trajectory of each particle, shape (n,).
         exclude_own_trajectory: Whether neighbours of the particle's own trajectory are left out.
+        valid: Particles that count, bool (n,); the others must lie where they are nobody's neighbours
+            (:func:`myriad_lab.functional.masked.park_invalid`), and give nobody a reward.
         min_radius: See :func:`log_ball_volume`.
 
     Raises:
@@ -131,40 +136,47 @@ def particle_rewards(
     if exclude_own_trajectory and trajectory_ids is None:
         raise ConfigurationError("exclude_own_trajectory needs trajectory_ids, one id for each particle; got None.")
     ids = trajectory_ids if exclude_own_trajectory else None
+    if valid is None:
+        valid = torch.ones(len(points), dtype=torch.bool, device=points.device)
+    elif ids is not None:
+        # Parked particles have trajectories of their own: they must not fill up anybody's.
+        ids = torch.where(valid, ids, -1 - torch.arange(len(points), device=points.device))
     exclude = "self" if ids is None else "group"
     distances, neighbours = knn(points, points, k, query_groups=ids, reference_groups=ids, exclude=exclude)
     log_volumes = log_ball_volume(distances[:, -1], points.shape[1], min_radius)
-    count = len(points) - (1 if ids is None else group_sizes(ids))
-    estimate = knn_entropy(log_volumes, count, k)
+    num_valid = valid.sum().clamp_min(1)
+    others = (num_valid - (1 if ids is None else group_sizes(ids))).clamp_min(1).to(points.dtype)
+    estimate = masked_mean(log_volumes + others.log(), valid) - digamma(k)
     if kind == "own":
         rewards = log_volumes
-    elif kind == "mepol":
-        rewards = gather_from_neighbourhoods(log_volumes + (math.log(len(points) / k) - 1.0), neighbours)
     else:
-        rewards = gather_from_neighbourhoods(log_volumes - log_volumes.mean(), neighbours)
+        shift = (num_valid.to(points.dtype) / k).log() - 1.0 if kind == "mepol" else -masked_mean(log_volumes, valid)
+        rewards = gather_from_neighbourhoods(torch.where(valid, log_volumes + shift, 0.0), neighbours)
     return EntropyEstimate(rewards, estimate, log_volumes, neighbours)
 
 
 def population_statistics(
-    points: torch.Tensor, k: int, *, min_radius: float = MIN_RADIUS, seed: int = 0
+    points: torch.Tensor, k: int, *, num_trajectories: int | None = None, min_radius: float = MIN_RADIUS
 ) -> dict[str, torch.Tensor]:
     """Return entropies, diversity and divergences of a population; compare them at equal m n, k and scaling only.
 
     The entropy of the mixture is the mean entropy of the policies plus their diversity, the generalised Jensen-Shannon
-    divergence between 0 and ln m. The bias of the estimator depends on the number of particles, so the diversity sets
-    the entropies of the policies (n particles each) against the pool thinned to n particles as well.
+    divergence between 0 and ln m. The bias of the estimator depends on the number of particles, and those of one
+    trajectory lie together whoever the policy is. So diversity sets the policies against as many groups of as many
+    whole trajectories, dealt out evenly: 0 on average for equal policies, at most ln m and ln ``num_trajectories``.
 
     Args:
-        points: Particles by policy, shape (m, n, d).
+        points: Particles by policy, shape (m, n, d), those of a trajectory one after another.
         k: Which neighbour, below n.
+        num_trajectories: Trajectories of each policy; ``None`` where the particles are independent draws.
         min_radius: Lower bound of a neighbour distance, in the unit of the features.
-        seed: Seed of the thinning.
 
     Returns:
-        ``entropy_pool``: entropy of all m n particles; ``entropy_pool_thinned``: of n of them; ``entropy_heads`` (m,);
-        ``diversity`` = ``entropy_pool_thinned`` - mean ``entropy_heads``; ``diversity_normalised``: divided by ln m (0
-        for m = 1); ``kl_heads`` (m,): divergence of each policy from the mixture of the others (0 for m = 1). All in
-        nats, except for the normalised one.
+        ``entropy_pool``: entropy of all m n particles; ``entropy_mixed``: mean of the m groups of n particles that are
+        dealt out from all policies; ``entropy_heads`` (m,); ``diversity`` = ``entropy_mixed`` - mean
+        ``entropy_heads``; ``diversity_normalised``: divided by ln m (0 for m = 1); ``kl_heads`` (m,): divergence of
+        each policy from the mixture of the others (0 for m = 1), too high where trajectories are few. All in nats,
+        except for the normalised one.
 
     Raises:
         ConfigurationError: Wrong shape, n not above k, features that are not finite.
@@ -184,7 +196,7 @@ def population_statistics(
         zero = torch.zeros_like(entropy_pool)
         return {
             "entropy_pool": entropy_pool,
-            "entropy_pool_thinned": entropy_pool,
+            "entropy_mixed": entropy_pool,
             "entropy_heads": entropy_pool[None],
             "diversity": zero,
             "diversity_normalised": zero,
@@ -192,13 +204,12 @@ def population_statistics(
         }
     rho = knn_within(points, k)[0][..., -1]
     entropy_heads = knn_entropy(log_ball_volume(rho, dim, min_radius), num_points - 1, k)
-    few = thin(points, seed)
-    few_radii = knn(few, few, k, exclude="self")[0][:, -1]
-    entropy_thinned = knn_entropy(log_ball_volume(few_radii, dim, min_radius), num_points - 1, k)
-    diversity = entropy_thinned - entropy_heads.mean()
+    mixed_radii = knn_within(deal(points, num_trajectories), k)[0][..., -1]
+    entropy_mixed = knn_entropy(log_ball_volume(mixed_radii, dim, min_radius), num_points - 1, k).mean()
+    diversity = entropy_mixed - entropy_heads.mean()
     return {
         "entropy_pool": entropy_pool,
-        "entropy_pool_thinned": entropy_thinned,
+        "entropy_mixed": entropy_mixed,
         "entropy_heads": entropy_heads,
         "diversity": diversity,
         "diversity_normalised": diversity / math.log(num_policies),
@@ -223,12 +234,18 @@ def kl_to_others(points: torch.Tensor, rho: torch.Tensor, k: int, min_radius: fl
     return kl_from_radii(rho, nu.view_as(rho), dim, num_points, others, min_radius)
 
 
-def thin(points: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """Return n of the m n particles (m, n, d), as many from each policy as can be, at random; shape (n, d)."""
+def deal(points: torch.Tensor, num_trajectories: int | None = None) -> torch.Tensor:
+    """Return the particles dealt out to m groups of n, each with as many trajectories of each policy as can be.
+
+    The rows of each policy are cut into ``min(m, num_trajectories)`` runs of equal length, and group g takes run i of
+    policy g + i (modulo m). Every particle is dealt once.
+
+    Args:
+        points: Particles by policy, shape (m, n, d), those of a trajectory one after another.
+        num_trajectories: Trajectories of each policy; ``None`` where the particles are independent draws.
+    """
     num_policies, num_points, _ = points.shape
-    generator = torch.Generator(points.device).manual_seed(seed)
-    slots = torch.randperm(num_points, generator=generator, device=points.device)
-    # With more policies than slots, a random part of the policies gives one particle each.
-    heads = torch.randperm(num_policies, generator=generator, device=points.device)
-    heads = heads.repeat(-(-num_points // num_policies))[:num_points]
-    return points[heads, slots]
+    runs = min(num_policies, num_points if num_trajectories is None else num_trajectories)
+    rows = torch.arange(num_points, device=points.device)
+    groups = torch.arange(num_policies, device=points.device).unsqueeze(1)
+    return points[(groups + rows * runs // num_points) % num_policies, rows]
