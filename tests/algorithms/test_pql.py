@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 
 import pytest
@@ -260,9 +261,14 @@ def test_bad_settings_are_named() -> None:
     bad = {"gamma": 1.5, "n_step": 0, "sigma_max": 0.01, "prior_fraction": 1.0, "prior_weight": -1.0}
     bad |= {"actor_lr": 0.0, "critic_lr": -1e-3, "max_grad_norm": 0.0, "critic_warmup": -1, "weight_decay": -0.1}
     bad |= {"target_bounds": [1.0], "target_noise": -0.1}
+    bad |= {"actor_lr": math.inf, "value_updates_per_step": math.inf, "tau": 0.0, "batch_size": 0}
     for name, value in bad.items():
         with pytest.raises(ConfigurationError, match=re.escape(f"{name}={value}")):
             make(**{name: value})
+    with pytest.raises(ConfigurationError, match=r"gamma=1\.5 of PQL; expected a number in \[0, 1\]"):
+        make(gamma=1.5)
+    with pytest.raises(ConfigurationError, match=r"prior_fraction=1\.0 of PQL; expected a number in \[0, 1\)"):
+        make(prior_fraction=1.0)
     with pytest.raises(ConfigurationError, match=r"target_bounds=\[1.0, 0.0\] of PQL must be \[lowest, highest\]"):
         make(target_bounds=[1.0, 0.0])
     with pytest.raises(ConfigurationError, match="does nothing for categorical critics"):

@@ -240,6 +240,16 @@ def test_resuming_with_other_sizes_is_refused(tmp_path, change, message):
         make_runner(tmp_path, **change).load(RunFolder(tmp_path).latest())
 
 
+def test_an_undone_update_is_told_of_once(caplog, monkeypatch):
+    undone = torch.tensor(1.0)
+    runner = make_runner()
+    update = runner.algorithm.update
+    monkeypatch.setattr(runner.algorithm, "update", lambda: update() | {"Loss/restored": undone})
+    runner.learn(2)
+    assert [record.message[:38] for record in caplog.records] == ["The update of iteration 1 was not fini"]
+    assert "learning_rate" in caplog.text
+
+
 def test_population_learns_to_spread_out_over_an_empty_arena():
     """A quarter of a minute on one core: clearly more entropy and coverage than the untrained population."""
     env = make_env("Myriad-PointMaze-Empty", num_envs=64, seed=1, overrides={"episode_steps": 60})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,19 +38,24 @@ class PopulationOptimizerCfg:
     """Bound on the norm of the gradient of the population, and, apart, of the value function."""
 
     def validate(self) -> None:
-        """Raise ``ConfigurationError`` where a value is not positive."""
+        """Raise ``ConfigurationError`` where a value is not positive and finite, or milestones do not ascend."""
         for name in ("learning_rate", "lr_decay", "max_grad_norm"):
-            if not getattr(self, name) > 0.0:
-                raise ConfigurationError(f"{name}={getattr(self, name)} must be positive")
-        if self.desired_kl is not None and not self.desired_kl > 0.0:
-            raise ConfigurationError(f"desired_kl={self.desired_kl} must be positive, or null")
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ConfigurationError(f"{name}={getattr(self, name)} must be positive and finite")
+        for name in ("desired_kl", "head_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value < math.inf:
+                raise ConfigurationError(f"{name}={value} must be positive and finite, or null")
+        ascending = sorted({max(1, milestone) for milestone in self.lr_milestones})
+        if self.lr_milestones != ascending:
+            raise ConfigurationError(
+                f"lr_milestones={self.lr_milestones} must be ascending iterations of at least 1, e.g. {ascending}"
+            )
         if self.desired_kl is not None and self.lr_milestones:
             raise ConfigurationError(
                 f"lr_milestones={self.lr_milestones} and desired_kl={self.desired_kl} both change the step sizes; give"
                 " one of them"
             )
-        if self.head_learning_rate is not None and not self.head_learning_rate > 0.0:
-            raise ConfigurationError(f"head_learning_rate={self.head_learning_rate} must be positive, or null")
 
 
 class PopulationOptimizer:

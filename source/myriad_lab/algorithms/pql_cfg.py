@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field
 
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.networks.population import PopulationActorCfg
 from myriad_lab.networks.q_ensemble import QEnsembleCfg
+
+_TINY, _HUGE = math.ulp(0.0), sys.float_info.max
+_RANGES = (
+    (("gamma", "own_fraction"), (0.0, 1.0), "a number in [0, 1]"),
+    (("tau",), (_TINY, 1.0), "a number in (0, 1]"),
+    (("prior_fraction",), (0.0, math.nextafter(1.0, 0.0)), "a number in [0, 1)"),
+    (("actor_lr", "critic_lr", "value_updates_per_step", "max_grad_norm"), (_TINY, _HUGE), "a positive, finite number"),
+    (
+        ("weight_decay", "target_noise", "target_noise_clip", "prior_weight", "sigma_min", "sigma_max"),
+        (0.0, _HUGE),
+        "a finite number of at least 0",
+    ),
+    (("n_step", "batch_size", "policy_delay", "warmup_steps", "replay_capacity"), (1, _HUGE), "at least 1"),
+    (("critic_warmup",), (0, _HUGE), "at least 0"),
+)
+"""Fields, lowest and highest value, and what to say of them."""
 
 
 @dataclass
@@ -73,30 +90,15 @@ class PQLCfg:
 
     def validate(self) -> None:
         """Raise ``ConfigurationError`` where a value is out of range."""
-        checks = {
-            "gamma": 0.0 <= self.gamma <= 1.0,
-            "n_step": self.n_step >= 1,
-            "tau": 0.0 < self.tau <= 1.0,
-            "batch_size": self.batch_size >= 1,
-            "actor_lr": 0.0 < self.actor_lr < math.inf,
-            "critic_lr": 0.0 < self.critic_lr < math.inf,
-            "weight_decay": self.weight_decay >= 0.0,
-            "max_grad_norm": self.max_grad_norm > 0.0,
-            "target_noise": self.target_noise >= 0.0,
-            "target_noise_clip": self.target_noise_clip >= 0.0,
-            "critic_warmup": self.critic_warmup >= 0,
-            "prior_weight": self.prior_weight >= 0.0,
-            "own_fraction": 0.0 <= self.own_fraction <= 1.0,
-            "value_updates_per_step": self.value_updates_per_step > 0.0,
-            "policy_delay": self.policy_delay >= 1,
-            "prior_fraction": 0.0 <= self.prior_fraction < 1.0,
-            "sigma_max": 0.0 <= self.sigma_min <= self.sigma_max,
-            "warmup_steps": self.warmup_steps >= 1,
-            "replay_capacity": self.replay_capacity >= 1,
-        }
-        for name, good in checks.items():
-            if not good:
-                raise ConfigurationError(f"{name}={getattr(self, name)} of PQL is out of range; see PQLCfg.{name}.")
+        for names, (low, high), expected in _RANGES:
+            for name in names:
+                value = getattr(self, name)
+                if not low <= value <= high:
+                    raise ConfigurationError(f"{name}={value} of PQL; expected {expected}.")
+        if not self.sigma_min <= self.sigma_max:
+            raise ConfigurationError(
+                f"sigma_max={self.sigma_max} of PQL; expected at least sigma_min={self.sigma_min}."
+            )
         self.actor.validate()
         self.critic.validate()
         self._check_bounds()

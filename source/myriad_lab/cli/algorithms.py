@@ -11,7 +11,7 @@ from myriad_lab.algorithms.kmyriad import KMyriadCfg
 from myriad_lab.algorithms.pql import PQLCfg
 from myriad_lab.envs.contract import VecEnv
 from myriad_lab.errors import ConfigurationError
-from myriad_lab.networks.population import PopulationActor
+from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
 from myriad_lab.runners.callbacks import Callback
 from myriad_lab.runners.parallel_q_runner import ParallelQRunner, ParallelQRunnerCfg
 from myriad_lab.runners.population_runner import PopulationRunner, PopulationRunnerCfg
@@ -89,11 +89,19 @@ def check(algorithm: str, agent: Any, task: Any, num_envs: int, num_policies: in
     if algorithm == "kmyriad":
         from myriad_lab.algorithms.state_rewards import StateRewards
 
+        _check_widths(agent.actor)
         agent.validate()
         agent.runner.validate()
+        rows = num_envs // num_policies * task.cfg.episode_steps
+        if agent.num_epochs > 1 and agent.num_minibatches > rows:
+            raise ConfigurationError(
+                f"agent.num_minibatches={agent.num_minibatches} is more than the {rows} env steps of each policy in a "
+                "rollout; take fewer minibatches or more envs"
+            )
         sizes = [math.prod(term.shape) for term in task.observation_terms()["features"]]
         StateRewards(agent, task.cfg.episode_steps, num_envs, num_policies, sum(sizes))
     elif algorithm == "pql":
+        _check_widths(agent.actor)
         agent.validate()
         agent.check_prior(seeded)
         agent.runner.validate()
@@ -104,6 +112,12 @@ def check(algorithm: str, agent: Any, task: Any, num_envs: int, num_policies: in
     else:
         agent.validate(num_envs)
         agent.runner.validate()
+
+
+def _check_widths(actor: PopulationActorCfg) -> None:
+    """Refuse layers without a unit."""
+    if any(width < 1 for width in actor.trunk):
+        raise ConfigurationError(f"agent.actor.trunk={actor.trunk}; expected widths of at least 1, e.g. [64, 64]")
 
 
 def make_runner(algorithm: str, setting: Setting) -> Any:

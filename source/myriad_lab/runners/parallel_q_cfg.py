@@ -52,3 +52,9 @@ class ParallelQRunnerCfg:
         for name, lowest in (least | {"save_interval": 0, "nan_guard_interval": 0}).items():
             if getattr(self, name) < lowest:
                 raise ConfigurationError(f"{name}={getattr(self, name)} must be at least {lowest}.")
+        ascending = sorted({max(1, iteration) for iteration in self.halving_iterations})
+        if self.halving_iterations != ascending:
+            raise ConfigurationError(
+                f"halving_iterations={self.halving_iterations} must be ascending iterations of at least 1, e.g. "
+                f"{ascending}."
+            )

@@ -103,6 +103,7 @@ class PopulationRunner(Runner):
         self.algorithm = KMyriad(actor, cfg, env.num_envs, sizes, self.device, seed, num_steps=env.max_episode_length)
         arena = getattr(getattr(env, "task", None), "arena", None)
         self.coverage = None if arena is None else CoverageMap(arena, self.device)
+        self._told_of_restored = False
         self._population: dict[str, float] = {}
         self._visits: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -191,7 +192,18 @@ class PopulationRunner(Runner):
         }
         # Statistics that are not measured in every iteration stand in the manifest as they were measured last.
         self._population |= {name: value for name, value in self.metrics.items() if name.startswith("Population/")}
+        self._tell_of_restored()
         self._close_iteration()
+
+    def _tell_of_restored(self) -> None:
+        """Say it once where an update had to be undone: a run whose every update is undone learns nothing."""
+        if self.metrics.get("Loss/restored") and not self._told_of_restored:
+            self._told_of_restored = True
+            logger.warning(
+                "The update of iteration %d was not finite and has been undone: the policies are as before it. Lower "
+                "learning_rate if Loss/restored, which counts on, is 1 again; this is said once.",
+                self.iteration + 1,
+            )
 
     @torch.no_grad()
     def _rollout(self) -> dict[str, float]:

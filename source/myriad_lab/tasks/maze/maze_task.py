@@ -56,8 +56,8 @@ class MazeTask:
         """Build the map and place the goal.
 
         Raises:
-            ConfigurationError: A number out of range, an unknown arena, or a start or goal that is inside a wall or out of
-                reach.
+            ConfigurationError: A number out of range, an unknown arena, or a start or goal that is inside a wall or out
+                of reach.
         """
         cfg.validate()
         self.cfg = cfg
