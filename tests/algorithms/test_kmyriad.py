@@ -344,6 +344,10 @@ def test_missing_final_observation_and_wrong_order_are_refused():
         algorithm.update()
 
 
+def test_no_bound_on_the_gradient_is_a_setting():
+    make(max_grad_norm=math.inf)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

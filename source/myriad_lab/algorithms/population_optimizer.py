@@ -39,7 +39,9 @@ class PopulationOptimizerCfg:
 
     def validate(self) -> None:
         """Raise ``ConfigurationError`` where a value is not positive and finite, or milestones do not ascend."""
-        for name in ("learning_rate", "lr_decay", "max_grad_norm"):
+        if not self.max_grad_norm > 0.0:
+            raise ConfigurationError(f"max_grad_norm={self.max_grad_norm} must be positive; inf for no bound")
+        for name in ("learning_rate", "lr_decay"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ConfigurationError(f"{name}={getattr(self, name)} must be positive and finite")
         for name in ("desired_kl", "head_learning_rate"):

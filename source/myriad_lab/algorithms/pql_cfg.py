@@ -15,7 +15,8 @@ _RANGES = (
     (("gamma", "own_fraction"), (0.0, 1.0), "a number in [0, 1]"),
     (("tau",), (_TINY, 1.0), "a number in (0, 1]"),
     (("prior_fraction",), (0.0, math.nextafter(1.0, 0.0)), "a number in [0, 1)"),
-    (("actor_lr", "critic_lr", "value_updates_per_step", "max_grad_norm"), (_TINY, _HUGE), "a positive, finite number"),
+    (("actor_lr", "critic_lr", "value_updates_per_step"), (_TINY, _HUGE), "a positive, finite number"),
+    (("max_grad_norm",), (_TINY, math.inf), "a positive number; inf for no bound"),
     (
         ("weight_decay", "target_noise", "target_noise_clip", "prior_weight", "sigma_min", "sigma_max"),
         (0.0, _HUGE),
