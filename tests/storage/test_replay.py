@@ -185,6 +185,24 @@ def test_state_dict_continues_bit_exactly(steps: int) -> None:
     assert torch.equal(a.rewards, b.rewards)
 
 
+@pytest.mark.parametrize("rows", [2, 5, 9])
+@pytest.mark.parametrize("guard_slots", [0, 3])
+def test_a_side_table_of_another_size_keeps_what_is_still_there(rows: int, guard_slots: int) -> None:
+    schedule = {(step, env): "time_out" for step in range(30) for env in range(NUM_ENVS)}
+    first = make(final_capacity=5 * NUM_ENVS)
+    second = make(60, final_capacity=rows * NUM_ENVS, guard_slots=guard_slots)
+    stream = fill(first, schedule, 20)
+    second.load_state_dict(first.state_dict())
+    for written in (0, 1, 2):
+        batch = second.sample(600, torch.Generator().manual_seed(0))
+        start, end = batch.obs["policy"][..., 1], batch.next_obs["policy"][..., 1]
+        usable = batch.weights > 0
+        oldest = max(15, 20 + written - rows)
+        assert set(start[usable].tolist()) == set(range(oldest, 20 + written))
+        assert torch.equal(end[usable], start[usable] + 1001.0)
+        second.write(**stream.advance())
+
+
 def test_heads_can_be_regrouped_and_rows_keep_their_collector() -> None:
     buffer = make()
     stream = fill(buffer, {}, 4)

@@ -225,7 +225,7 @@ class ReplayBuffer:
         return {**ring, **rest, **counters, "continues": self._continues, "labels": list(self._labels)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned.
+        """Restore what ``state_dict`` returned; the side table of last observations may be of another size.
 
         Raises:
             CheckpointError: If the memory was saved with other sizes.
@@ -234,13 +234,28 @@ class ReplayBuffer:
             saved = state.get(key)
             if saved is None or saved.ndim != tensor.ndim or saved.shape[1:] != tensor.shape[1:]:
                 raise CheckpointError(f"The saved replay memory does not fit: {key} should be {tuple(tensor.shape)}.")
+            if key.startswith("final/"):
+                continue
             if saved.ndim and (len(saved) > len(tensor) or (state["wrapped"] and len(saved) != len(tensor))):
-                raise CheckpointError(f"The saved replay memory has {len(saved)} rows of {key}, not {len(tensor)}.")
+                raise CheckpointError(
+                    f"The saved replay memory has {len(saved)} rows of {key}, not {len(tensor)}: keep replay_capacity, "
+                    "num_envs, the ratios of updates and max_lead as they were."
+                )
             (tensor[: len(saved)] if saved.ndim else tensor).copy_(saved)
+        self._restore_final_obs({group: state[f"final/{group}"] for group in self._final_obs})
         self._host_head, self._host_size = int(state["head"]), int(state["size"])
         self._wrapped, self._continues = bool(state["wrapped"]), bool(state["continues"])
         self._collectors, self._labels = state["collectors"].to(self.device), [int(i) for i in state["labels"]]
         self.num_policies = len(self._labels)
+
+    def _restore_final_obs(self, saved: dict[str, torch.Tensor]) -> None:
+        """Put each last observation where a table of this size has the row of its ticket."""
+        issued, saved_rows = int(self._tickets_issued), len(next(iter(saved.values()))) - 1
+        oldest = max(0, issued - min(saved_rows, self.final_rows))
+        tickets = torch.arange(oldest, issued, device=self.device)
+        for group, memory in self._final_obs.items():
+            memory[tickets % self.final_rows] = saved[group].to(memory)[tickets % saved_rows]
+        self._tickets[self._tickets < oldest] = -1  # a larger table would take them for alive
 
     def _allocate(self) -> None:
         shape = (self.num_slots, self.num_envs)
