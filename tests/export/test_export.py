@@ -109,6 +109,15 @@ def test_wrong_files_are_caught(tmp_path: Path, obs: np.ndarray) -> None:
     broken[5] = np.nan
     with pytest.raises(ExportError, match="differs from torch by nan in row 5"):
         verify_export(bundle.actor.single(0), folder, broken)
+    (folder / "notes.txt").write_text("not ours")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ExportError, match="differs from torch by nan in row 5"):
+        export_policy(bundle, folder, 1, broken, scene="<mujoco/>")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    export_policy(bundle, folder, 1, obs, scene="<mujoco/>")
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert after.keys() == before.keys() | {"scene.xml"}
+    assert {name for name in before if after[name] == before[name]} == {"notes.txt"}
 
 
 def test_without_recording_the_contract_says_so(tmp_path: Path) -> None:

@@ -85,12 +85,7 @@ def export(
             env.close()
     else:
         xml = None
-    exported = export_policy(bundle, target, head, obs, heads, tolerance=tolerance)
-    if xml is not None:
-        from myriad_lab.portfolio.atomic import write_bytes
-
-        write_bytes(target / "scene.xml", xml.encode())
-    return exported
+    return export_policy(bundle, target, head, obs, heads, tolerance=tolerance, scene=xml)
 
 
 def summary(exported: Exported) -> list[str]:

@@ -12,7 +12,7 @@ from myriad_lab.export.contract import build_contract, contract_text, write_cont
 from myriad_lab.export.onnx import export_onnx, require_onnx, write_metadata
 from myriad_lab.export.torchscript import export_torchscript
 from myriad_lab.export.verify import TOLERANCE, Parity, verify_export
-from myriad_lab.portfolio.atomic import check_writable
+from myriad_lab.portfolio.atomic import check_writable, staged_files
 from myriad_lab.portfolio.bundle import Bundle
 
 
@@ -36,8 +36,9 @@ def export_policy(
     heads: np.ndarray | None = None,
     *,
     tolerance: float = TOLERANCE,
+    scene: str | None = None,
 ) -> Exported:
-    """Write ``policy.onnx``, ``policy.pt`` and ``contract.json``, and compare them with torch.
+    """Write ``policy.onnx``, ``policy.pt`` and ``contract.json``, once they were compared with torch.
 
     Args:
         bundle: Portfolio to export from.
@@ -46,10 +47,11 @@ def export_policy(
         obs: Recorded observations to compare on, shape (rows, num_obs); standard normal ones if there are none.
         heads: Head that saw each of them (rows,), for ``head=None``; each row goes to some head if not given.
         tolerance: Largest absolute difference of an action that passes.
+        scene: MJCF to write beside them, as ``scene.xml``.
 
     Raises:
         ConfigurationError: If there is no such head, the folder is not writable, or packages are missing.
-        ExportError: If a file differs from torch by more than ``tolerance``.
+        ExportError: If a file differs from torch by more than ``tolerance``; the folder is as it was then.
     """
     actor, folder = bundle.actor.cpu(), Path(folder)
     require_onnx()
@@ -67,10 +69,13 @@ def export_policy(
         policy, heads = actor.single(head), None
     indexed = head is None
     contract = build_contract(bundle, head)
-    export_torchscript(policy, folder / "policy.pt", actor.num_obs, indexed)
-    export_onnx(policy, folder / "policy.onnx", actor.num_obs, indexed)
-    parity = verify_export(policy, folder, obs, heads, observations=observations, tolerance=tolerance)
-    contract["parity"] = {**parity.to_dict(), "tolerance": tolerance}
-    write_metadata(folder / "policy.onnx", contract_text(contract))
-    write_contract(folder, contract)
+    with staged_files(folder) as stage:
+        export_torchscript(policy, stage / "policy.pt", actor.num_obs, indexed)
+        export_onnx(policy, stage / "policy.onnx", actor.num_obs, indexed)
+        parity = verify_export(policy, stage, obs, heads, observations=observations, tolerance=tolerance)
+        contract["parity"] = {**parity.to_dict(), "tolerance": tolerance}
+        write_metadata(stage / "policy.onnx", contract_text(contract))
+        write_contract(stage, contract)
+        if scene is not None:
+            (stage / "scene.xml").write_text(scene)
     return Exported(folder, head, parity)

@@ -6,11 +6,12 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from myriad_lab.errors import ConfigurationError
+from myriad_lab.errors import CheckpointError, ConfigurationError
 
 TEMPORARY_PREFIX = ".tmp-"
 PREVIOUS_PREFIX = ".previous-"
@@ -60,6 +61,21 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(plain_json(value), indent=2, allow_nan=False) + "\n").encode())
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        CheckpointError: If it is cut short or otherwise damaged.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not readable as JSON ({error}); write it again, or delete it") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object; write it again, or delete it")
+    return value
+
+
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Let ``fill`` write into a temporary folder, then move that to ``path``.
 
@@ -86,6 +102,27 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
     _sync(path.parent)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+@contextmanager
+def staged_files(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder, and move the files in it into ``folder`` at the end; its other files stay.
+
+    Where the block raises, nothing is moved, and the files of before stay, all of them.
+    """
+    stage = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-stage"
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir(parents=True)
+    try:
+        yield stage
+        paths = sorted(stage.iterdir())
+        for path in paths:
+            _sync(path)
+        for path in paths:
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    _sync(folder)
 
 
 def recover(path: Path) -> None:
