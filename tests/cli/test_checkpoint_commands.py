@@ -105,7 +105,7 @@ def test_heads_of_the_policy_flag(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path)
     assert choose_heads("all", bundle) == [0, 1]
     assert choose_heads("1", bundle) == [1]
-    for wrong in ("2", "-1", "beast"):
+    for wrong in ("2", "-1", "beast", "\N{SUPERSCRIPT ONE}"):
         with pytest.raises(ConfigurationError, match=r"expected all, best, or a head in 0\.\.1"):
             choose_heads(wrong, bundle)
     with pytest.raises(ConfigurationError, match="nothing says which head"):
@@ -164,6 +164,18 @@ def test_results_that_cannot_be_had_are_refused_before_any_work(
     ):
         assert main(arguments) == 2, arguments
         assert message in capsys.readouterr().err
+
+
+def test_damaged_files_of_a_run_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunFolder.open(make_bundle(tmp_path).path)
+    for file, command in ((run.evaluation_file, "export"), (run.path / "run.json", "report")):
+        file.write_text('{"task": "Myr')
+        assert main([command, "--runs_root", str(tmp_path)]) == 2
+        assert f"{file} is not readable as JSON" in capsys.readouterr().err
+        file.unlink()
+    (run.path / "run.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"run\.json holds no JSON object"):
+        run.read_info()
 
 
 def test_env_is_that_of_the_bundle_unless_told_otherwise(tmp_path: Path) -> None:

@@ -113,12 +113,13 @@ def test_the_choice_of_heads_is_told_and_its_env_steps_are_counted(
     info = RunFolder(train(flags, TINY_PQL).folder).read_info()  # no head reaches the far goal in 10 steps
     assert (info["seeding_heads"], info["seeding_scores"]) == ([0], [0.0, 0.0])
     assert info["seeding_env_steps"] == 2 * 32 * 10
+    assert f"Starts from {parent.checkpoint} (kmyriad, 2 heads, iteration 1)" in caplog.text
     assert "that start: 0 (0)" in caplog.text
     assert "All 2 heads of the portfolio have the zero-shot return 0: the choice is arbitrary" in caplog.text
     caplog.clear()
     every = RunFolder(train({**flags, "seeding": "all"}, TINY_PQL).folder).read_info()
     assert (every["seeding_heads"], every["seeding_env_steps"]) == ([0, 1], 0)
-    assert "portfolio" not in caplog.text
+    assert "zero-shot" not in caplog.text
 
 
 def test_halving_is_spread_over_the_first_half() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +87,7 @@ def choose_heads(policy: str, bundle: Bundle) -> list[int]:
         return list(range(total))
     if policy == "best":
         return [best_head(bundle)]
-    if not policy.isdigit() or int(policy) >= total:
+    if not policy.isdecimal() or int(policy) >= total:
         raise ConfigurationError(f"--policy {policy}: expected all, best, or a head in 0..{total - 1}")
     return [int(policy)]
 
@@ -98,14 +97,17 @@ def best_head(bundle: Bundle) -> int:
 
     Raises:
         ConfigurationError: If neither is there.
+        CheckpointError: If the evaluation is damaged.
     """
+    from myriad_lab.portfolio.atomic import read_json
+
     manifest = bundle.manifest
     if manifest.num_policies == 1:
         return 0
     run = run_of(bundle)
     if run is not None and run.evaluation_file.is_file():
-        evaluation = json.loads(run.evaluation_file.read_text())
-        of = (evaluation.get("checkpoint"), evaluation.get("task"), len(evaluation["heads"]))
+        evaluation = read_json(run.evaluation_file)
+        of = (evaluation.get("checkpoint"), evaluation.get("task"), len(evaluation.get("heads", [])))
         if of == (bundle.path.name, manifest.task, manifest.num_policies):
             return int(evaluation["best_head"]["head"])
     for scores in manifest.head_metrics.values():

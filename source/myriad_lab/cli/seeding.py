@@ -26,7 +26,10 @@ def starting_actor(plan: TrainPlan) -> tuple[Any, dict[str, Any]]:
     """
     run, bundle = plan.run, plan.seed_from
     assert run.num_policies is not None
-    heads = bundle.manifest.num_policies
+    heads, manifest = bundle.manifest.num_policies, bundle.manifest
+    logger.info(
+        "Starts from %s (%s, %d heads, iteration %d)", bundle.path, manifest.algorithm, heads, manifest.iteration
+    )
     scored = heads > 1 and (run.seeding == "best" or run.num_policies < heads)
     scores, env_steps = zero_shot_returns(plan) if scored else ([0.0] * heads, 0)
     seeding = "best" if run.algorithm == "ppo" else run.seeding

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from myriad_lab.portfolio.atomic import write_json
+from myriad_lab.portfolio.atomic import read_json, write_json
 from myriad_lab.portfolio.run_folder import RunFolder
 
 STATE_FILE = "story.json"
@@ -40,7 +40,7 @@ class StoryState:
         """Take the folder of the story and the names of its stages, in order."""
         self.root, self.stages = root, stages
         path = root / STATE_FILE
-        self._done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        self._done: dict[str, Any] = read_json(path) if path.is_file() else {}
 
     def stage(self, name: str, title: str, inputs: Mapping[str, Any], work: Callable[[], dict[str, Any]]) -> Any:
         """Return the result of a stage, doing it if it was not done with the same inputs before.

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from myriad_lab.errors import CheckpointError
 from myriad_lab.evaluation import plots
 from myriad_lab.evaluation import report_format as fmt
 from myriad_lab.evaluation.report_style import CSS
-from myriad_lab.portfolio.atomic import write_bytes
+from myriad_lab.portfolio.atomic import read_json, write_bytes
 from myriad_lab.portfolio.manifest import Manifest
 from myriad_lab.portfolio.recording import load_arrays, select_visits
 from myriad_lab.portfolio.run_folder import RunFolder
@@ -94,8 +93,8 @@ def read_run(path: str | Path) -> RunData:
         manifest=Manifest.load(run.latest()),
         metrics=run.read_metrics(),
         info=run.read_info(),
-        evaluation=_read_json(run.evaluation_file),
-        contract=_read_json(contract) if contract else {},
+        evaluation=read_json(run.evaluation_file) if run.evaluation_file.is_file() else {},
+        contract=read_json(contract) if contract else {},
     )
     for name in ("evaluation_visits.npz", "visits.npz"):
         data.visits = _read_visits(run.recordings / name)
@@ -325,12 +324,3 @@ def _read_visits(path: Path) -> list[np.ndarray] | None:
     if "features" not in arrays or arrays["features"].shape[-1] < 2:
         return None
     return select_visits(arrays["features"], arrays["valid"], VISITS_PER_HEAD)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not readable as JSON ({error}); write it again") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from myriad_lab.errors import ConfigurationError, nearest
+from myriad_lab.portfolio.atomic import read_json
 
 T = TypeVar("T")
 
@@ -235,7 +236,7 @@ def signature(settings: Any) -> str:
 def read_result(folder: Path) -> dict[str, Any] | None:
     """Return the result of a cell, ``None`` where it was never run."""
     path = folder / "result.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def _flag(name: str, value: Any) -> list[str]:

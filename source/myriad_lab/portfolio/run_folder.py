@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from myriad_lab.errors import CheckpointError, ConfigurationError
-from myriad_lab.portfolio.atomic import check_writable, recover, remove_leftovers, write_json
+from myriad_lab.portfolio.atomic import check_writable, read_json, recover, remove_leftovers, write_json
 from myriad_lab.portfolio.manifest import FILE_NAME, Manifest
 
 CHECKPOINT_PATTERN = re.compile(r"iteration_(\d+)")
@@ -139,7 +139,7 @@ class RunFolder:
         """
         marked = self.checkpoints / BEST_FILE
         if marked.is_file():
-            path = self.checkpoints / str(json.loads(marked.read_text())["name"])
+            path = self.checkpoints / str(read_json(marked).get("name"))
             recover(path)
             if (path / FILE_NAME).is_file():
                 return path
@@ -195,7 +195,7 @@ class RunFolder:
         if self.metrics_file.is_file():
             shutil.copy2(self.metrics_file, place)
         for file, key in ((self.checkpoints / BEST_FILE, "name"), (self.evaluation_file, "checkpoint")):
-            if file.is_file() and json.loads(file.read_text()).get(key) in later:
+            if file.is_file() and read_json(file).get(key) in later:
                 file.rename(place / file.name)
         for name, path in later.items():
             path.rename(place / name)
@@ -206,9 +206,13 @@ class RunFolder:
         write_json(self.path / RUN_FILE, {**self.read_info(), **info})
 
     def read_info(self) -> dict[str, Any]:
-        """Return ``run.json``, empty if it was never written."""
+        """Return ``run.json``, empty if it was never written.
+
+        Raises:
+            CheckpointError: If it is damaged.
+        """
         path = self.path / RUN_FILE
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the lines of ``metrics.jsonl``; a last line cut short by a crash is left out."""
