@@ -11,6 +11,7 @@ from tensordict import TensorDict
 
 from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.pql_cfg import PQLCfg
+from myriad_lab.algorithms.pql_optim import adamw, clip_per_head, restore, weighted_mean
 from myriad_lab.errors import CheckpointError, ConfigurationError
 from myriad_lab.functional.projection import categorical_projection
 from myriad_lab.networks.normalizer import RunningNormalizer
@@ -81,10 +82,11 @@ class PQL:
         apart = self.replay.device != self.device
         self._draws = torch.Generator(self.replay.device).manual_seed(seed + 2) if apart else self.generator
         self.noise_scale = self._noise_ladder()
-        self.actor_optimizer = _adamw(self.actor, cfg.actor_lr, cfg.weight_decay)
-        self.critic_optimizer = _adamw(self.critic, cfg.critic_lr, cfg.weight_decay)
+        self.actor_optimizer = adamw(self.actor, cfg.actor_lr, cfg.weight_decay)
+        self.critic_optimizer = adamw(self.critic, cfg.critic_lr, cfg.weight_decay)
         self.steps, self.value_updates, self.policy_updates = 0, 0, 0
-        self.idle_steps = cfg.warmup_steps
+        # env steps that earn no critic update, and critic updates that earn no policy update
+        self.idle_steps, self.idle_updates = float(cfg.warmup_steps), self._ratios()[2]
 
     @torch.no_grad()
     def act(self, obs: TensorDict) -> torch.Tensor:
@@ -142,9 +144,13 @@ class PQL:
         return {key: torch.stack(values).mean() for key, values in logs.items()}
 
     def restart_replay(self) -> None:
-        """Collect ``warmup_steps`` before learning goes on, as after a resume without the replay memory."""
+        """Collect ``warmup_steps`` before learning goes on, as after a resume without the replay memory.
+
+        Updates still owed are forgotten: there is nothing to do them with.
+        """
         self.replay = self._make_replay()
-        self.idle_steps += self.cfg.warmup_steps
+        paid = self.idle_updates + self.policy_updates * self.cfg.policy_delay
+        self._count_from(self.steps + self.cfg.warmup_steps, max(self.value_updates, paid))
 
     def reseed(self, seed: int) -> None:
         """Start all streams of random numbers anew, as in a process beside another one."""
@@ -156,14 +162,17 @@ class PQL:
         """Return how many critic updates the observed steps entitle to, from the start."""
         return int(max(0, self.steps - self.idle_steps) * self.cfg.value_updates_per_step + 1e-9)
 
+    def paid_steps(self, value_updates: int) -> int:
+        """Return the env step up to which ``value_updates`` critic updates are those earned."""
+        return int(self.idle_steps + value_updates / self.cfg.value_updates_per_step + 1e-9)
+
     def policy_update_is_due(self) -> bool:
         """Return whether the critic updates done entitle to one more policy update."""
         return self.due_policy_updates(self.value_updates) > self.policy_updates
 
     def due_policy_updates(self, value_updates: int) -> int:
         """Return how many policy updates ``value_updates`` critic updates entitle to, from the start."""
-        waited = self.cfg.critic_warmup if self.seeded else 0
-        return max(0, value_updates - waited) // self.cfg.policy_delay
+        return max(0, value_updates - self.idle_updates) // self.cfg.policy_delay
 
     def sample(self, updates: int = 1) -> ReplayBatch:
         """Draw the rows of ``updates`` minibatches, (num_policies, updates * batch_size, ...)."""
@@ -182,11 +191,11 @@ class PQL:
             errors = -(target.unsqueeze(1) * raw.log_softmax(-1)).sum(-1)
         else:
             errors = (raw - target.unsqueeze(1)).square()
-        losses = _weighted_mean(errors.sum(1), batch.weights)
+        losses = weighted_mean(errors.sum(1), batch.weights)
         self.critic_optimizer.zero_grad(set_to_none=True)
         # a sum over heads: the step of a head does not depend on how many others there are
         losses.sum().backward()
-        _clip_per_head(list(self.critic.parameters()), self.num_policies, self.cfg.max_grad_norm)
+        clip_per_head(list(self.critic.parameters()), self.num_policies, self.cfg.max_grad_norm)
         self.critic_optimizer.step()
         # optimiser and target update touch lists of stacked parameters: a handful of kernels for any number of heads
         online = [p.detach() for p in self.critic.parameters()]
@@ -206,7 +215,7 @@ class PQL:
             with torch.no_grad():
                 wanted = self.prior.squash(self.prior(obs)[0])
             distance = (actions - wanted).square().mean(-1)
-        loss = _weighted_mean(self.cfg.prior_weight * distance - value, batch.weights).mean()
+        loss = weighted_mean(self.cfg.prior_weight * distance - value, batch.weights).mean()
         parameters = [p for p in self.actor.parameters() if p.requires_grad]
         # only the actor's gradients are formed; the critics' parameters get none
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -228,8 +237,8 @@ class PQL:
         self.num_policies = len(head_ids)
         self.envs_per_policy = check_population(self.num_envs, self.num_policies)
         self.noise_scale = self._noise_ladder()
-        self.actor_optimizer = _adamw(self.actor, self.cfg.actor_lr, self.cfg.weight_decay)
-        self.critic_optimizer = _adamw(self.critic, self.cfg.critic_lr, self.cfg.weight_decay)
+        self.actor_optimizer = adamw(self.actor, self.cfg.actor_lr, self.cfg.weight_decay)
+        self.critic_optimizer = adamw(self.critic, self.cfg.critic_lr, self.cfg.weight_decay)
 
     def state_dict(self) -> dict[str, Any]:
         """Return networks, optimisers, counters and generator; the replay memory has a state of its own."""
@@ -238,13 +247,16 @@ class PQL:
             "actor_optimizer": self.actor_optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
             "generator": self.generator.get_state(),
-            "counters": [self.steps, self.value_updates, self.policy_updates, self.idle_steps],
+            "counters": [self.steps, self.value_updates, self.policy_updates, self.idle_updates],
+            "idle_steps": self.idle_steps,
+            "ratios": self._ratios(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned; the state says whether the policies come from a portfolio.
 
-        The optimisers' step sizes and decay are those of this configuration.
+        The optimisers' step sizes and decay are those of this configuration, and so are the ratios of updates: where
+        they are others, nothing of the past is made up for.
 
         Raises:
             CheckpointError: If the state belongs to other networks.
@@ -256,12 +268,29 @@ class PQL:
         try:
             for name, module in self._modules().items():
                 module.load_state_dict(state[name])
-            _restore(self.actor_optimizer, state["actor_optimizer"])
-            _restore(self.critic_optimizer, state["critic_optimizer"])
-        except (RuntimeError, ValueError) as error:
+            restore(self.actor_optimizer, state["actor_optimizer"])
+            restore(self.critic_optimizer, state["critic_optimizer"])
+            self._restore_counters(state)
+        except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit the networks of this configuration: {error}") from error
         self.generator.set_state(state["generator"])
-        self.steps, self.value_updates, self.policy_updates, self.idle_steps = (int(x) for x in state["counters"])
+
+    def _ratios(self) -> list[Any]:
+        return [self.cfg.value_updates_per_step, self.cfg.policy_delay, self.cfg.critic_warmup if self.seeded else 0]
+
+    def _restore_counters(self, state: Mapping[str, Any]) -> None:
+        self.steps, self.value_updates, self.policy_updates, self.idle_updates = (int(x) for x in state["counters"])
+        self.idle_steps = float(state["idle_steps"])
+        if state["ratios"] != self._ratios():
+            rate, delay, _ = state["ratios"]
+            paid = self.idle_updates + self.policy_updates * delay if self.policy_updates else self._ratios()[2]
+            since = max(self.steps, self.idle_steps + self.value_updates / rate)
+            self._count_from(since, max(self.value_updates, paid))
+
+    def _count_from(self, step: float, value_update: int) -> None:
+        """Let what comes after an env step earn critic updates, and after a critic update policy updates."""
+        self.idle_steps = step - self.value_updates / self.cfg.value_updates_per_step
+        self.idle_updates = value_update - self.policy_updates * self.cfg.policy_delay
 
     def _make_replay(self) -> ReplayBuffer:
         return ReplayBuffer(
@@ -321,28 +350,3 @@ class PQL:
         outputs = raw.view(*raw.shape[:3], -1)
         index = which[:, None, :, None].expand(-1, 1, -1, outputs.shape[-1])
         return outputs.gather(1, index).squeeze(1), value
-
-
-def _adamw(module: torch.nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    return torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-
-
-def _restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Restore the moments; the settings stay."""
-    settings = [{name: group[name] for name in ("lr", "weight_decay")} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, setting in zip(optimizer.param_groups, settings, strict=True):
-        group.update(setting)
-
-
-def _weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return the mean of (m, batch) over usable rows, (m,)."""
-    return (values * weights).sum(-1) / weights.sum(-1).clamp_min(1.0)
-
-
-def _clip_per_head(parameters: list[torch.nn.Parameter], num_policies: int, max_norm: float) -> None:
-    """Clip the gradient norm of each head's own rows of the stacked parameters: heads stay independent."""
-    gradients = [p.grad.view(num_policies, -1) for p in parameters if p.grad is not None]
-    norms = torch.stack([g.square().sum(1) for g in gradients]).sum(0).sqrt()
-    scale = (max_norm / (norms + 1e-6)).clamp_max(1.0).unsqueeze(1)
-    torch._foreach_mul_(gradients, [scale] * len(gradients))

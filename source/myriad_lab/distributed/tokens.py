@@ -14,15 +14,18 @@ class Tokens:
 
     Args:
         context: Multiprocessing context that starts the processes.
-        initial: Tokens at the start.
+        initial: Tokens at the start; a negative number is a debt that the process that grants pays off first.
     """
 
     def __init__(self, context: Any, initial: int = 0) -> None:
-        self._semaphore = context.Semaphore(initial)
+        self._semaphore = context.Semaphore(max(0, initial))
+        self._owed = max(0, -initial)
 
     def grant(self, count: int = 1) -> None:
-        """Add ``count`` tokens."""
-        for _ in range(count):
+        """Add ``count`` tokens; only one process may."""
+        paid = min(count, self._owed)
+        self._owed -= paid
+        for _ in range(count - paid):
             self._semaphore.release()
 
     def take(self, while_waiting: Callable[[], None]) -> None:

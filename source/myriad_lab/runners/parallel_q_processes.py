@@ -79,21 +79,21 @@ class ParallelLearners:
         self.algorithm, cfg = algorithm, algorithm.cfg
         context = torch.multiprocessing.get_context("spawn")
         # the collector may go on until it is a full lead ahead of what the critic updates done have paid for
-        paid = algorithm.idle_steps + int(algorithm.value_updates / cfg.value_updates_per_step)
-        granted = max(algorithm.value_updates, algorithm.earned_value_updates())
+        paid = algorithm.paid_steps(algorithm.value_updates)
+        self._granted = algorithm.earned_value_updates()
+        due = algorithm.due_policy_updates(algorithm.value_updates) - algorithm.policy_updates
         self._wiring = Wiring(
             replay=algorithm.replay.share_memory_(),
-            collect=Tokens(context, max(0, paid + collector_lead(cfg, max_lead) - algorithm.steps)),
-            value=Tokens(context, granted - algorithm.value_updates),
-            policy=Tokens(context, algorithm.due_policy_updates(algorithm.value_updates) - algorithm.policy_updates),
-            policy_room=Tokens(context, max_lead),
+            collect=Tokens(context, paid + collector_lead(cfg, max_lead) - algorithm.steps),
+            value=Tokens(context, self._granted - algorithm.value_updates),
+            policy=Tokens(context, due),
+            policy_room=Tokens(context, max_lead - due),
             actor_weights=WeightMailbox(_weights(algorithm.actor)),
             critic_weights=WeightMailbox(_weights(algorithm.critic)),
             statistics=WeightMailbox(_statistics(algorithm)),
             updates=torch.tensor([algorithm.value_updates, algorithm.policy_updates]).share_memory_(),
             metrics=(_report(VALUE_METRICS), _report(POLICY_METRICS)),
         )
-        self._granted = granted
         self._acting_version = algorithm.policy_updates
         self.workers = WorkerGroup(context)
         payload = _pack(algorithm)
@@ -119,7 +119,7 @@ class ParallelLearners:
         if self.algorithm.device.type == "cuda":
             torch.cuda.current_stream(self.algorithm.device).synchronize()
         self._wiring.statistics.publish(_statistics(self.algorithm))
-        earned = max(self._granted, self.algorithm.earned_value_updates())
+        earned = self.algorithm.earned_value_updates()
         self._wiring.value.grant(earned - self._granted)
         self._granted = earned
 
@@ -161,7 +161,6 @@ class ParallelLearners:
 def run_value_learner(link: WorkerLink, payload: bytes, wiring: Wiring, device: str, threads: int) -> None:
     """Update the critics for ever; body of the value learner's process."""
     learner = _unpack(payload, wiring.replay, device, threads, role=1)
-    rate = learner.cfg.value_updates_per_step
     link.answers["state"] = lambda: _dump(
         critic=learner.critic, target_critic=learner.target_critic, critic_optimizer=learner.critic_optimizer,
         updates=learner.value_updates,
@@ -169,9 +168,8 @@ def run_value_learner(link: WorkerLink, payload: bytes, wiring: Wiring, device: 
     while True:
         link.poll()
         wiring.value.take(link.poll)
-        earned = learner.due_policy_updates(learner.value_updates + 1) - learner.due_policy_updates(
-            learner.value_updates
-        )
+        before = learner.value_updates
+        earned = learner.due_policy_updates(before + 1) - learner.due_policy_updates(before)
         for _ in range(earned):
             wiring.policy_room.take(link.poll)
         wiring.actor_weights.fetch(_weights(learner.actor))
@@ -182,7 +180,7 @@ def run_value_learner(link: WorkerLink, payload: bytes, wiring: Wiring, device: 
         wiring.updates[_VALUE] = learner.value_updates
         _tell(wiring.metrics[_VALUE], metrics, VALUE_METRICS, learner.value_updates)
         wiring.policy.grant(earned)
-        wiring.collect.grant(int(learner.value_updates / rate) - int((learner.value_updates - 1) / rate))
+        wiring.collect.grant(learner.paid_steps(before + 1) - learner.paid_steps(before))
 
 
 def run_policy_learner(link: WorkerLink, payload: bytes, wiring: Wiring, device: str, threads: int) -> None:
