@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from myriad_lab.envs.contract import TermSpec
 from myriad_lab.monitor.nan_guard import NanGuard, NanGuardError
@@ -26,6 +27,19 @@ def guard() -> NanGuard:
 
 def test_finite_steps_pass(guard, step):
     guard.check(**step)
+
+
+def test_a_step_waits_for_the_device_once(guard, step):
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    with Reads() as reads:
+        guard.check(**step)
+    assert reads.count == 1
 
 
 def test_message_names_term_unit_entry_envs_policies_and_mend(guard, step):

@@ -74,7 +74,7 @@ def _tensors(state: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
 
 
 class NanGuard:
-    """Checks one env step at a time; every check waits for the device.
+    """Checks one env step at a time; every check waits for the device, once.
 
     Rows that the env reported as diverged are not looked at: they never reach a buffer.
     """
@@ -102,15 +102,14 @@ class NanGuard:
         Raises:
             NanGuardError: If one is not finite; names env ids, policy ids, the term, and what to do.
         """
-        self._check_one("actions", "", actions, valid)
-        self._check_one("rewards", "", rewards.unsqueeze(-1), valid)
-        for group, values in observations.items():
-            self._check_one(f"observation group {group!r}", group, values, valid)
-
-    def _check_one(self, label: str, group: str, values: torch.Tensor, valid: torch.Tensor) -> None:
-        bad = ~torch.isfinite(values) & valid.unsqueeze(-1)
-        if bool(bad.any()):
-            raise NanGuardError(self._message(label, group, bad))
+        named = {("actions", ""): actions, ("rewards", ""): rewards.unsqueeze(-1)}
+        named |= {(f"observation group {group!r}", group): values for group, values in observations.items()}
+        bad = {names: ~torch.isfinite(values) & valid.unsqueeze(-1) for names, values in named.items()}
+        if not bool(torch.stack([rows.any() for rows in bad.values()]).any()):
+            return
+        for names, rows in bad.items():
+            if bool(rows.any()):
+                raise NanGuardError(self._message(*names, rows))
 
     def _message(self, label: str, group: str, bad: torch.Tensor) -> str:
         env_ids = bad.any(-1).nonzero().flatten().tolist()
