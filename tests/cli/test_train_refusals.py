@@ -67,6 +67,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--task", TASK, *SMALL, "--checkpoint", "latest"], ["no run with a checkpoint"]),
         (["--task", TASK, *SMALL, "--portfolio", "gone"], ["gone", "does not exist"]),
         (["--task", TASK, *SMALL, "--seeding", "halving"], ["halving", "pql"]),
+        ([*ON_PQL, "--seeding", "best"], ["--seeding best", "add --portfolio RUN"]),
         (["--task", TASK, "--algorithm", "ppo", *SMALL], ["num_policies=2", "ppo"]),
         (["--task", TASK, *SMALL, "--experiment_name", "a/b"], ["experiment_name", "a/b"]),
         (["--task", f"{TASK}-Goal", "--algorithm", "pql", *SMALL, "env.goal=[0.0,99.0]"], ["goal", "99"]),
@@ -125,6 +126,27 @@ def test_the_bundle_of_another_task(trained: Path, capsys: pytest.CaptureFixture
 def test_the_bundle_of_another_robot(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, "--task", "Myriad-AntMaze-Maze", *SMALL, "--portfolio", str(trained))
     assert f"of {TASK}, do not fit the env, of Myriad-AntMaze-Maze" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([*ON_PQL, "agent.actor.trunk=[16]"], ["agent.actor.trunk=[16]", "the policies come from", "leave it out"]),
+        (
+            ["--task", f"{TASK}-Goal", "--algorithm", "ppo", "--num_envs", "8", "agent.actor_hidden_dims=[16]"],
+            ["agent.actor_hidden_dims=[16]", "the policies come from"],
+        ),
+        (
+            ["--task", f"{TASK}-Goal", "--algorithm", "ppo", "--num_envs", "8", "--seeding", "all"],
+            ["--seeding all", "ppo trains one policy", "best head"],
+        ),
+    ],
+)
+def test_what_a_portfolio_leaves_without_effect(
+    trained: Path, arguments: list[str], says: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, "--portfolio", str(trained), *arguments)
+    assert all(text in line for text in says), line
 
 
 def test_another_number_of_heads(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,6 +77,7 @@ def make_plan(flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainP
     _fill_sizes(run, entry, seed_from)
     env_values = _difference(entry.cfg, env_cfg)
     plan = TrainPlan(run, env_values, env_cfg, agent_cfg, task, resume, seed_from)
+    _check_seeding(plan, flags.get("seeding"), layers[-1].get("agent", {}))
     _check(plan)
     return plan
 
@@ -255,6 +256,28 @@ def _check_place(resume: Any, flags: Mapping[str, Any]) -> None:
         if asked is not None and kept is not None and asked != kept:
             raise ConfigurationError(
                 f"--{name} {asked}: {resume.path} goes on where and as it began, with {name}={kept!r}; leave it out"
+            )
+
+
+def _check_seeding(plan: TrainPlan, seeding: str | None, asked: Mapping[str, Any]) -> None:
+    """Refuse what was asked for (not what a preset says) and a portfolio, or its absence, leaves without effect."""
+    run, bundle = plan.run, plan.seed_from
+    if bundle is None:
+        if seeding == "best" and plan.resume is None:
+            raise ConfigurationError(
+                "--seeding best chooses a head of a portfolio; add --portfolio RUN, or leave it out"
+            )
+        return
+    if run.algorithm == "ppo" and seeding not in (None, "best"):
+        raise ConfigurationError(
+            f"--seeding {seeding}: ppo trains one policy, which starts from the best head of a portfolio; leave it out"
+        )
+    network = flatten(bundle.manifest.network["cfg"])
+    for key, value in flatten(asdict(plan.agent_cfg)).items():
+        name = key.removeprefix("actor.")
+        if key in asked and key.startswith(("actor.", "actor_hidden_dims")) and network.get(name) != value:
+            raise ConfigurationError(
+                f"agent.{key}={value}: the policies come from {bundle.path}, whose networks they keep; leave it out"
             )
 
 
