@@ -108,7 +108,9 @@ def test_full_page_is_self_contained(tmp_path: Path) -> None:
     assert "62.5 %" in text
     assert "of 77 reachable cells" in text
     assert "75.0 %" in text, "the best head is reported on episodes it was not chosen by"
+    assert "head 2, chosen on the other half of the episodes; 70 to 80 %" in text
     assert "2 (best)" in text
+    assert "Best: by success over all episodes." in text
     assert "1.2 M" in text
     assert "Evaluated on Myriad-PointMaze-Maze-Goal." in text
     assert "&lt;b&gt;" in text

@@ -160,8 +160,11 @@ def _cards(data: RunData) -> str:
     cards = [fmt.card("env steps", fmt.count(data.manifest.env_steps), f"in {fmt.duration(data.manifest.wall_time)}")]
     held_out = data.evaluation.get("held_out_best") or {}
     if held_out.get("success"):
-        remark = f"head {held_out['head']}, {fmt.interval(held_out['success'], as_percent=True)}"
-        cards.append(fmt.card("success of the best head", fmt.show(held_out["success"], as_percent=True), remark))
+        remark = (
+            f"head {held_out['head']}, chosen on the other half of the episodes; "
+            f"{fmt.interval(held_out['success'], as_percent=True)}"
+        )
+        cards.append(fmt.card("success of one head", fmt.show(held_out["success"], as_percent=True), remark))
     for key, name, as_percent in CARDS:
         value = found.get(key, metrics.get(f"Population/{key}"))
         if value is None or (key == "return" and fmt.mean_of(value) == 0.0):
@@ -255,7 +258,8 @@ def _table(data: RunData) -> str:
         lines.append(f"<tr{' class=best' if is_best else ''}><td>{label}</td>{cells}</tr>")
     head = "".join(f"<th>{html.escape(name)}</th>" for _, name, _ in columns)
     table = f'<div class="scroll"><table><tr><th>head</th>{head}</tr>{"".join(lines)}</table></div>'
-    text = f"Bootstrap 95 % intervals. {data.evaluation.get('settings', {}).get('text', '')}"
+    text = f"Best: by {best['metric']} over all episodes. "
+    text += f"Bootstrap 95 % intervals. {data.evaluation.get('settings', {}).get('text', '')}"
     if data.evaluation.get("task", data.manifest.task) != data.manifest.task:
         text = f"Evaluated on {data.evaluation['task']}. {text}"
     if len(rows) > TABLE_ROWS:
