@@ -101,6 +101,15 @@ def test_targets_take_the_smaller_critic_and_the_true_discount() -> None:
     assert set(batch.discounts.flatten().tolist()) > {0.0}
 
 
+def test_target_bounds_are_those_of_the_unscaled_rewards() -> None:
+    pql = make(num_policies=1, num_envs=1, n_step=1, reward_scale=10.0, target_bounds=[0.0, 0.5])
+    feed(pql, 6)
+    batch = pql.replay.sample(64, torch.Generator().manual_seed(0), n_step=1, gamma=GAMMA)
+    ends = pql._targets(batch)[0][batch.rewards == 1.0]
+    assert len(ends) > 0
+    assert torch.equal(ends, torch.full_like(ends, 5.0))
+
+
 def test_categorical_target_is_the_whole_distribution_of_the_worse_critic() -> None:
     critic = QEnsembleCfg(hidden=[8], kind="categorical", num_atoms=3, v_min=0.0, v_max=2.0, obs_normalization=False)
     pql = make(num_policies=1, num_envs=1, critic=critic, gamma=1.0, n_step=1)
@@ -260,7 +269,7 @@ def test_kept_heads_keep_their_networks_and_get_all_envs() -> None:
 def test_bad_settings_are_named() -> None:
     bad = {"gamma": 1.5, "n_step": 0, "sigma_max": 0.01, "prior_fraction": 1.0, "prior_weight": -1.0}
     bad |= {"actor_lr": 0.0, "critic_lr": -1e-3, "max_grad_norm": 0.0, "critic_warmup": -1, "weight_decay": -0.1}
-    bad |= {"target_bounds": [1.0], "target_noise": -0.1}
+    bad |= {"target_bounds": [1.0], "target_noise": -0.1, "reward_scale": 0.0}
     bad |= {"actor_lr": math.inf, "value_updates_per_step": math.inf, "tau": 0.0, "batch_size": 0}
     for name, value in bad.items():
         with pytest.raises(ConfigurationError, match=re.escape(f"{name}={value}")):

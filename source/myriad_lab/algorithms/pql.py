@@ -341,7 +341,8 @@ class PQL:
             support = self.target_critic.support
             return categorical_projection(raw.softmax(-1), rewards, batch.discounts, support), value
         target = rewards + batch.discounts * value
-        return target if self.cfg.target_bounds is None else target.clamp(*self.cfg.target_bounds), value
+        bounds = self.cfg.target_bounds
+        return target if bounds is None else target.clamp(*(b * self.cfg.reward_scale for b in bounds)), value
 
     def _worse_critic(self, obs: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return output (m, batch, num_outputs) and value (m, batch) of the target critic of the smaller value."""

@@ -15,7 +15,7 @@ _RANGES = (
     (("gamma", "own_fraction"), (0.0, 1.0), "a number in [0, 1]"),
     (("tau",), (_TINY, 1.0), "a number in (0, 1]"),
     (("prior_fraction",), (0.0, math.nextafter(1.0, 0.0)), "a number in [0, 1)"),
-    (("actor_lr", "critic_lr", "value_updates_per_step"), (_TINY, _HUGE), "a positive, finite number"),
+    (("actor_lr", "critic_lr", "reward_scale", "value_updates_per_step"), (_TINY, _HUGE), "a positive, finite number"),
     (("max_grad_norm",), (_TINY, math.inf), "a positive number; inf for no bound"),
     (
         ("weight_decay", "target_noise", "target_noise_clip", "prior_weight", "sigma_min", "sigma_max"),
@@ -61,7 +61,8 @@ class PQLCfg:
     target_noise_clip: float = 0.2
     """Bound of that noise."""
     target_bounds: list[float] | None = None
-    """Lowest and highest value possible under the task's rewards; targets of scalar critics are clamped to them."""
+    """Lowest and highest value possible under the task's rewards before ``reward_scale``; targets of scalar critics
+    are clamped to them."""
     sigma_min: float = 0.05
     """Noise of the first env of each head's block; the others lie evenly between."""
     sigma_max: float = 0.8
