@@ -69,6 +69,30 @@ def test_command_writes_beside_the_bundle(
     assert topdown[-1].shape[0] == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--out", "."], "expected the name of a film, FILE.mp4"),
+        (["--out", "film.gif"], "--out film.gif: expected the name of a film, FILE.mp4"),
+        (["--out", "folder.mp4"], "cannot write to folder.mp4: it is a folder"),
+        (["--out", "/proc/film.mp4"], "cannot write to /proc"),
+        (["--speed", "1e-9"], "--speed 1e-09: expected 0.01 to 100 times real time"),
+        (["--speed", "1000"], "--speed 1000: expected 0.01 to 100"),
+    ],
+)
+def test_a_film_that_cannot_be_had_is_refused_before_any_work(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("work was done")
+
+    bundle = make_bundle(tmp_path, ANTS, {})
+    Path("folder.mp4").mkdir()
+    monkeypatch.setattr(play, "env_of", work)
+    assert main(["play", "--checkpoint", str(bundle.path), *arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
 def test_too_many_heads_are_thinned_evenly() -> None:
     shown = play.shown_heads(1000)
     assert len(shown) == len(set(shown)) == MAX_ROBOTS

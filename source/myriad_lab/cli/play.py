@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from myriad_lab.cli.checkpoints import add_checkpoint_flags, add_env_flags, choose_heads, env_of, open_bundle, run_of
+from myriad_lab.cli.checkpoints import (
+    add_checkpoint_flags,
+    add_env_flags,
+    check_out_file,
+    choose_heads,
+    env_of,
+    open_bundle,
+    run_of,
+)
 from myriad_lab.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -28,6 +36,8 @@ MAX_ROBOTS = 32
 """Robots in one film; more than that hide one another."""
 MAX_LENGTH = 600
 """Control steps of a film whose length nobody asked for, at most."""
+SPEEDS = (0.01, 100.0)
+"""Slowest and fastest film over real time: slower is a still picture, faster shows nothing of a motion."""
 FPS = 30
 """Pictures per second of film, at most."""
 
@@ -99,15 +109,19 @@ def record(
         out: File; in ``videos/`` of the run folder, or beside a bundle that is in none, by default.
 
     Raises:
-        ConfigurationError: If packages for films are missing or the numbers do not fit.
+        ConfigurationError: Before any work, if packages for films are missing, the file cannot be written or is no
+            ``.mp4``, or the numbers do not fit.
     """
     from myriad_lab.monitor.video import require_video
 
     require_video()
     cfg = cfg or PlayCfg()
     heads = shown_heads(bundle.manifest.num_policies, heads)
-    env, policy = _open(bundle, cfg, heads, overrides)
     path = Path(out) if out is not None else _film_path(bundle, cfg, heads)
+    if path.suffix != ".mp4":
+        raise ConfigurationError(f"--out {path}: expected the name of a film, FILE.mp4")
+    check_out_file(path)
+    env, policy = _open(bundle, cfg, heads, overrides)
     try:
         return film(env, policy, path, heads, bundle.manifest.num_policies, length=cfg.length, speed=cfg.speed)
     finally:
@@ -193,6 +207,8 @@ def _open(
 
     if cfg.actor not in ACTORS:
         raise ConfigurationError(f"--actor {cfg.actor}: expected one of {', '.join(ACTORS)}")
+    if not SPEEDS[0] <= cfg.speed <= SPEEDS[1]:
+        raise ConfigurationError(f"--speed {cfg.speed:g}: expected {SPEEDS[0]:g} to {SPEEDS[1]:g} times real time")
     num_envs = cfg.num_envs or len(heads)
     check_population(num_envs, len(heads))
     where = {"task": cfg.task, "backend": cfg.backend, "device": cfg.device, "seed": cfg.seed}

@@ -77,7 +77,8 @@ def write_mp4(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> Pat
                 raise
             told = encoder.stderr.read().decode(errors="replace").strip()
         if encoder.returncode != 0:
-            raise ConfigurationError(f"{path}: ffmpeg failed with {told or encoder.returncode}")
+            reason = told.splitlines()[0] if told else encoder.returncode
+            raise ConfigurationError(f"{path}: ffmpeg failed with {reason}")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
