@@ -205,6 +205,18 @@ def test_noise_ladder_runs_within_each_head() -> None:
     assert bool((pql.act(obs).abs() <= 1.0).all())
 
 
+def test_what_the_heads_drive_themselves_climbs_the_whole_ladder() -> None:
+    def ladder(envs: int, share: float) -> list[float]:
+        pql = make(num_envs=2 * envs, seeded=True, prior_fraction=share, sigma_min=0.1, sigma_max=0.7)
+        return pql.noise_scale[~pql.prior_mask].tolist()
+
+    assert ladder(8, 0.5) == pytest.approx([0.1, 0.3, 0.5, 0.7] * 2)
+    assert ladder(4, 0.5) == pytest.approx([0.1, 0.7] * 2)
+    assert ladder(2, 0.5) == ladder(1, 0.0) == pytest.approx([0.7] * 2)
+    with pytest.raises(ConfigurationError, match=r"prior_fraction=0.3 of the 3 envs .* at least 4 of num_envs"):
+        ladder(3, 0.3)
+
+
 def test_only_an_unseeded_actor_starts_with_random_actions() -> None:
     obs = chain_step(torch.zeros(4, dtype=torch.long), False)[0].obs
     fresh, seeded = (make(seeded=s, sigma_min=0.0, sigma_max=0.0) for s in (False, True))

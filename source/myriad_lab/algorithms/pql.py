@@ -11,7 +11,7 @@ from tensordict import TensorDict
 
 from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.pql_cfg import PQLCfg
-from myriad_lab.algorithms.pql_optim import adamw, clip_per_head, restore, weighted_mean
+from myriad_lab.algorithms.pql_parts import adamw, clip_per_head, noise_ladder, restore, weighted_mean
 from myriad_lab.errors import CheckpointError, ConfigurationError
 from myriad_lab.functional.projection import categorical_projection
 from myriad_lab.networks.normalizer import RunningNormalizer
@@ -310,13 +310,10 @@ class PQL:
 
     def _noise_ladder(self) -> torch.Tensor:
         """Return the noise of every env, (num_envs, 1): the same ladder within the block of each head."""
-        ladder = torch.linspace(self.cfg.sigma_min, self.cfg.sigma_max, self.envs_per_policy, device=self.device)
-        rank = torch.arange(self.envs_per_policy, device=self.device)
-        # spread evenly over the block: envs that follow the prior should not all be taken from one end of the ladder
-        share = self.cfg.prior_fraction
-        prior = ((rank + 1) * share).floor() > (rank * share).floor()
-        self.prior_mask = prior.repeat(self.num_policies).unsqueeze(-1)
-        return ladder.repeat(self.num_policies).unsqueeze(-1)
+        cfg = self.cfg
+        ladder, prior = noise_ladder(self.envs_per_policy, cfg.sigma_min, cfg.sigma_max, cfg.prior_fraction)
+        self.prior_mask = prior.repeat(self.num_policies).unsqueeze(-1).to(self.device)
+        return ladder.repeat(self.num_policies).unsqueeze(-1).to(self.device)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.mixed_precision)

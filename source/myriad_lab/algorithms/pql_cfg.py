@@ -64,9 +64,9 @@ class PQLCfg:
     """Lowest and highest value possible under the task's rewards before ``reward_scale``; targets of scalar critics
     are clamped to them."""
     sigma_min: float = 0.05
-    """Noise of the first env of each head's block; the others lie evenly between."""
+    """Noise of the first env that a head drives; the others lie evenly between."""
     sigma_max: float = 0.8
-    """Noise of the last env of each head's block."""
+    """Noise of the last env that a head drives, also where it is the only one."""
     warmup_steps: int = 32
     """Env steps before the first update; without a seed, actions are uniform random meanwhile."""
     critic_warmup: int = 500

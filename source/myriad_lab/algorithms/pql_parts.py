@@ -1,10 +1,13 @@
-"""Small parts of the updates of parallel Q-learning: optimisers, clipping, masked means."""
+"""Small parts of parallel Q-learning: optimisers, clipping, masked means, the noise ladder."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+
+from myriad_lab.errors import ConfigurationError
 
 
 def adamw(module: torch.nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -31,3 +34,24 @@ def clip_per_head(parameters: list[torch.nn.Parameter], num_policies: int, max_n
     norms = torch.stack([g.square().sum(1) for g in gradients]).sum(0).sqrt()
     scale = (max_norm / (norms + 1e-6)).clamp_max(1.0).unsqueeze(1)
     torch._foreach_mul_(gradients, [scale] * len(gradients))
+
+
+def noise_ladder(num_envs: int, low: float, high: float, prior_fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the noise of the envs of one head, and which of them follow the prior instead, (num_envs,) each.
+
+    Raises:
+        ConfigurationError: If a share of the envs should follow the prior and none does.
+    """
+    rank = torch.arange(num_envs)
+    # spread evenly over the block
+    prior = ((rank + 1) * prior_fraction).floor() > (rank * prior_fraction).floor()
+    if prior_fraction > 0.0 and not bool(prior.any()):
+        raise ConfigurationError(
+            f"prior_fraction={prior_fraction} of the {num_envs} envs of each head is none: give each head at least "
+            f"{math.ceil(1.0 / prior_fraction)} of num_envs, or set it to 0"
+        )
+    driven = num_envs - int(prior.sum())
+    ladder = torch.zeros(num_envs)
+    # a head with a single env explores with it: the only rung is the highest
+    ladder[~prior] = torch.linspace(low if driven > 1 else high, high, driven)
+    return ladder, prior
