@@ -366,6 +366,22 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         make(heads=4).load(bundle)
 
 
+def test_episodes_of_the_portfolio_do_not_count_for_the_heads() -> None:
+    class Generous(IdentityEnv):
+        """Pays much where the portfolio drives, whatever it does."""
+
+        def step(self, actions: torch.Tensor) -> Any:
+            obs, _, dones, extras = super().step(actions)
+            return obs, 100.0 * runner.algorithm.prior_mask.squeeze(-1), dones, extras
+
+    actor = PopulationActor(2, 2, 2, PopulationActorCfg(trunk=[32], adapter_dim=16))
+    runner = make(env=Generous(num_envs=16, episode_steps=4), actor=actor, prior_fraction=0.5)
+    runner.learn(1)
+    assert int(runner.algorithm.prior_mask.sum()) == 8
+    assert [runner.metrics[f"Heads/mean_reward_{head}"] for head in range(2)] == [0.0, 0.0]
+    assert runner.metrics["Train/mean_episode_length"] == 4.0
+
+
 def test_a_seeded_actor_is_trained_in_place_and_waits() -> None:
     actor = PopulationActor(2, 2, 2, PopulationActorCfg(trunk=[32], adapter_dim=16))
     start = [parameter.clone() for parameter in actor.parameters()]

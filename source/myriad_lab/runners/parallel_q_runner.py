@@ -223,7 +223,8 @@ class ParallelQRunner(Runner):
         success = extras.get("success")
         self._has_success |= success is not None
         reached = torch.zeros_like(step.valid) if success is None else success.to(self.device)
-        self.episodes.step(step.rewards, dones.to(self.device).bool(), step.valid, reached)
+        own = step.valid & ~self.algorithm.prior_mask.squeeze(-1)  # the portfolio's episodes say nothing of the heads
+        self.episodes.step(step.rewards, dones.to(self.device).bool(), own, reached)
         self.callbacks.on_step(self, step)
         log = dict(extras.get("log", {}))
         if self._learners is None:
