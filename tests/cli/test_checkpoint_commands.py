@@ -166,6 +166,25 @@ def test_results_that_cannot_be_had_are_refused_before_any_work(
         assert message in capsys.readouterr().err
 
 
+def test_what_has_no_effect_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = make_bundle(tmp_path)
+    evaluate(bundle, SMALL)
+    own, other = str(bundle.path), str(make_bundle(tmp_path, GOAL_TASK).path)
+    run = str(RunFolder.open(own).path)
+    for arguments, message in (
+        (["export", "--checkpoint", own, "--policy", "1", "agent.k=3"], "agent.k=3: the run has recorded observations"),
+        (["export", "--checkpoint", own, "--policy", "1", "env.foo=3"], "env.foo=3: the run has recorded observations"),
+        (["report", run, "--checkpoint", "nowhere"], f"{run} and --checkpoint nowhere both say which run"),
+        (["report", run, "--seeds", own], f"--seeds {run}: this run is on the page already"),
+        (
+            ["report", run, "--seeds", other],
+            f"it is a run of kmyriad on {GOAL_TASK}, and the page is of kmyriad on {TASK}",
+        ),
+    ):
+        assert main(arguments) == 2, arguments
+        assert message in capsys.readouterr().err
+
+
 def test_damaged_files_of_a_run_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunFolder.open(make_bundle(tmp_path).path)
     for file, command in ((run.evaluation_file, "export"), (run.path / "run.json", "report")):

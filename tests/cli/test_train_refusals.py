@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,15 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_bad_input(arguments: list[str], says: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, *arguments)
     assert all(text in line for text in says), line
+
+
+@pytest.mark.parametrize("name", ["wandb", "tensorboard"])
+def test_a_logger_whose_package_is_missing(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)  # as where it is not installed
+    line = refused(capsys, "--task", TASK, *SMALL, *TINY_NETWORK, "agent.k=4", "--logger", name)
+    assert f"needs the package {name}" in line
 
 
 def test_a_goal_inside_a_wall(capsys: pytest.CaptureFixture[str]) -> None:

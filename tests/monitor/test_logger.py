@@ -80,11 +80,9 @@ def test_loggers_by_name(tmp_path):
         make_loggers("tensorboard", None)
 
 
-@pytest.mark.parametrize(
-    ("name", "module", "extra"), [("wandb", "wandb", "wandb"), ("tensorboard", "torch.utils.tensorboard", "viz")]
-)
-def test_missing_package_is_named(tmp_path, monkeypatch, name, module, extra):
-    monkeypatch.setitem(sys.modules, module, None)
+@pytest.mark.parametrize(("name", "extra"), [("wandb", "wandb"), ("tensorboard", "viz")])
+def test_missing_package_is_named(tmp_path, monkeypatch, name, extra):
+    monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigurationError, match=rf"myriad-lab\[{extra}\]"):
         make_loggers(name, tmp_path)
 

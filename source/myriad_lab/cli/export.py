@@ -64,7 +64,7 @@ def export(
         overrides: ``env.key=value``.
 
     Raises:
-        ConfigurationError: If there is no such head or packages are missing.
+        ConfigurationError: If there is no such head, packages are missing, or an override has no effect.
         ExportError: If a file differs from torch.
     """
     from myriad_lab.export.onnx import require_onnx
@@ -84,6 +84,11 @@ def export(
         finally:
             env.close()
     else:
+        for override in overrides:
+            raise ConfigurationError(
+                f"{override}: the run has recorded observations and no scene to write, so nothing here depends on the "
+                "env; leave it out"
+            )
         xml = None
     return export_policy(bundle, target, head, obs, heads, tolerance=tolerance, scene=xml)
 

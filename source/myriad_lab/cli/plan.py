@@ -208,6 +208,7 @@ def _load(selector: Any, root: str, task: str | None = None) -> Any:
 
 def _check(plan: TrainPlan) -> None:
     """Check what several settings decide together."""
+    from myriad_lab.monitor.logger import check_package
     from myriad_lab.networks.population import check_population
     from myriad_lab.portfolio.atomic import check_writable
 
@@ -216,6 +217,7 @@ def _check(plan: TrainPlan) -> None:
     assert run.num_policies is not None
     assert run.experiment_name is not None
     assert run.max_iterations is not None
+    check_package(run.logger)
     check_population(run.num_envs, run.num_policies)
     seeded = plan.seed_from is not None or plan.resume is not None  # a resumed run knows by itself
     algorithms.check(run.algorithm, plan.agent_cfg, plan.task, run.num_envs, run.num_policies, seeded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from abc import ABC, abstractmethod
@@ -14,6 +15,18 @@ from myriad_lab.monitor.console import Console
 
 LOGGERS = ("jsonl", "console", "tensorboard", "wandb", "none")
 """Names taken by ``make_loggers``."""
+EXTRAS = {"tensorboard": "viz", "wandb": "wandb"}
+"""Logger that needs the package of its name -> extra that brings it along."""
+
+
+def check_package(name: str) -> None:
+    """Find out before the work whether the package that a logger needs is installed.
+
+    Raises:
+        ConfigurationError: Saying what to install.
+    """
+    if name in EXTRAS and importlib.util.find_spec(name) is None:
+        raise ConfigurationError(f"logger={name!r} needs the package {name}: pip install 'myriad-lab[{EXTRAS[name]}]'")
 
 
 class Logger(ABC):
@@ -84,12 +97,9 @@ class TensorBoard(Logger):
     """Write event files for TensorBoard."""
 
     def __init__(self, folder: str | Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigurationError(
-                "logger='tensorboard' needs the package tensorboard: pip install myriad-lab[viz]"
-            ) from error
+        check_package("tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
         self._folder = str(folder)
         self._writer: Any = SummaryWriter(self._folder)
 
@@ -114,10 +124,9 @@ class Wandb(Logger):
     """Send metrics to Weights & Biases; a resumed run goes on as the same one."""
 
     def __init__(self, run_folder: str | Path, project: str = "myriad-lab") -> None:
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise ConfigurationError("logger='wandb' needs the package wandb: pip install myriad-lab[wandb]") from error
+        check_package("wandb")
+        import wandb  # pyright: ignore[reportMissingImports]
+
         folder = Path(run_folder).resolve()
         name = f"{folder.parent.name}-{folder.name}"
         self._run = wandb.init(project=project, name=name, id=name, dir=str(folder), resume="allow")
