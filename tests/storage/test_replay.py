@@ -232,7 +232,7 @@ def test_bad_input_is_refused_with_a_sentence() -> None:
 def test_a_memory_that_holds_more_than_another_keeps_is_refused() -> None:
     first = make(20)
     fill(first, {}, 12)
-    with pytest.raises(CheckpointError, match="holds 12 steps, this one 10: raise replay_capacity"):
+    with pytest.raises(CheckpointError, match="holds 12 steps, not 10: raise replay_capacity"):
         make(10, guard_slots=20).load_state_dict(first.state_dict())
     make(12).load_state_dict(first.state_dict())
 

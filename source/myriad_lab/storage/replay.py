@@ -231,9 +231,7 @@ class ReplayBuffer:
             CheckpointError: If the memory was saved with other sizes.
         """
         if (held := state["size"]) > (room := self.capacity_steps):
-            raise CheckpointError(
-                f"The saved replay memory holds {held} steps, this one {room}: raise replay_capacity."
-            )
+            raise CheckpointError(f"The saved replay memory holds {held} steps, not {room}: raise replay_capacity.")
         for key, tensor in self._tensors().items():
             saved = state.get(key)
             if saved is None or saved.ndim != tensor.ndim or saved.shape[1:] != tensor.shape[1:]:
