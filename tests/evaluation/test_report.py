@@ -131,6 +131,16 @@ def test_evaluation_recording_comes_before_the_one_of_training(tmp_path: Path) -
     assert read_run(run.path).visits_source == "evaluation_visits.npz"
 
 
+def test_an_evaluation_of_an_older_checkpoint_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    add_evaluation(run)
+    evaluation = json.loads(run.evaluation_file.read_text())
+    for checkpoint, named in (("iteration_000020", False), ("iteration_000010", True)):
+        run.evaluation_file.write_text(json.dumps({**evaluation, "checkpoint": checkpoint}))
+        text, _ = read(write_report(run.path))
+        assert ("is iteration_000010; curves and env steps are of iteration_000020" in " ".join(text.split())) == named
+
+
 def test_map_before_training_is_shown_beside_the_one_after(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     add_recording(run)

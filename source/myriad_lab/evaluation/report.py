@@ -174,7 +174,18 @@ def _cards(data: RunData) -> str:
     best = data.evaluation.get("best_head")
     if best and not held_out.get("success"):
         cards.append(fmt.card("best head", str(best["head"]), f"by {best['metric']}"))
-    return f'<div class="cards">{"".join(cards)}</div>'
+    return f'<div class="cards">{"".join(cards)}</div>{_which_checkpoint(data)}'
+
+
+def _which_checkpoint(data: RunData) -> str:
+    """Return a note where the evaluation is of another checkpoint than the one the page names."""
+    evaluated, newest = data.evaluation.get("checkpoint"), data.run.latest().name
+    if evaluated in (None, newest):
+        return ""
+    return fmt.note(
+        f"What was evaluated, heads, success, coverage, diversity and the map, is {evaluated}; curves and env steps are of"
+        f" {newest}. `myriad evaluate --checkpoint {data.run.path.name}` measures the newest."
+    )
 
 
 def _card_note(key: str, data: RunData) -> str:
@@ -292,7 +303,8 @@ def _facts(data: RunData) -> str:
         "backend": m.backend,
         "commit": m.git_commit,
         "parent": m.parent,
-        "checkpoint": data.run.latest().name,
+        "newest checkpoint": data.run.latest().name,
+        "evaluated checkpoint": data.evaluation.get("checkpoint"),
         "written": m.created,
         "versions": fmt.flat(info.get("versions")),
         "machine": fmt.flat(info.get("hardware", info.get("host"))),
