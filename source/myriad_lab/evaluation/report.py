@@ -183,8 +183,8 @@ def _which_checkpoint(data: RunData) -> str:
     if evaluated in (None, newest):
         return ""
     return fmt.note(
-        f"What was evaluated, heads, success, coverage, diversity and the map, is {evaluated}; curves and env steps are of"
-        f" {newest}. `myriad evaluate --checkpoint {data.run.path.name}` measures the newest."
+        f"What was evaluated, heads, success, coverage, diversity and the map, is {evaluated}; curves and env steps are"
+        f" of {newest}. `myriad evaluate` measures the newest."
     )
 
 
