@@ -58,6 +58,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--task", TASK, *SMALL, "--device", "cuda:77"], ["cuda:77", "cpu"]),
         (["--task", TASK, *SMALL, "--device", "abacus"], ["abacus", "cpu"]),
         (["--task", TASK, *SMALL, "--backend", "mujoco"], ["mujoco", "torch"]),
+        (["--task", TASK, *SMALL, "backend=mujoco"], ["mujoco", "torch"]),
         (["--task", TASK, *SMALL, "--backend", "isaaclab"], ["isaaclab", "not available yet", "torch"]),
         (["--task", TASK, *SMALL, "--algorithm", "arac"], ["arac", "not available yet", "kmyriad"]),
         (["--task", TASK, *SMALL, "--algorithm", "kmyriat"], ["kmyriat", "Did you mean kmyriad"]),
