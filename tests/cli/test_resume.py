@@ -114,7 +114,9 @@ def test_a_signal_in_the_last_iteration_interrupts_nothing(asked: dict[str, int]
     assert RunFolder(result.folder).read_info()["finished"]
 
 
-@pytest.mark.parametrize("asked", [{"max_iterations": 2}, {"max_iterations": 9, "max_env_steps": 160}])
+@pytest.mark.parametrize(
+    "asked", [{"max_iterations": 2}, {"max_iterations": 9, "max_env_steps": 160}, {"max_seconds": 1e-3}]
+)
 def test_going_on_with_a_run_that_was_killed_at_its_very_end_finishes_it(
     asked: dict[str, int], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -235,6 +235,10 @@ def test_budgets_stop_after_the_iteration() -> None:
     runner.callbacks.callbacks[:] = [WallClockBudget(1e-9)]
     runner.learn(50)
     assert runner.iteration == 4
+    runner.callbacks.callbacks[:] = [WallClockBudget(1e6)]
+    runner.wall_time = 1e6 - 1e-9  # as after a resume: the time before it counts
+    runner.learn(50)
+    assert runner.iteration == 5
     for budget in (WallClockBudget, EnvStepBudget):
         with pytest.raises(ConfigurationError, match="must be positive"):
             budget(0)

@@ -43,7 +43,7 @@ class RunCfg:
     checkpoint: str | None = _flag(None, "bundle or run folder to go on with, or latest, or best")
     max_iterations: int | None = _flag(None, "iterations in all, those before a resume included", positive_int)
     max_env_steps: int | None = _flag(None, "stop after this many env steps, summed over envs", positive_int)
-    max_seconds: float | None = _flag(None, "stop after this time [s]", positive_float)
+    max_seconds: float | None = _flag(None, "stop after this time of training [s]", positive_float)
     seed: int = _flag(0, "seed of everything random (default: 0)", seed_int)
     device: str = _flag("cpu", "device of networks and buffers, and of GPU simulators (default: cpu)")
     deterministic: bool = _flag(False, "refuse operations that are not bitwise repeatable")

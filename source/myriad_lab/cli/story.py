@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +14,6 @@ from myriad_lab.errors import ConfigurationError
 if TYPE_CHECKING:
     from myriad_lab.cli.story_state import StoryState
     from myriad_lab.portfolio.bundle import Bundle
-    from myriad_lab.portfolio.run_folder import RunFolder
 
 
 STAGES = ("pretrain", "explorers", "goal", "finetune", "specialists", "video", "report", "export")
@@ -199,7 +197,7 @@ def _do_training(state: StoryState, run_name: str, flags: dict[str, Any], words:
     begun = state.run_of(run_name)
     if begun is not None:
         print(f"going on with {begun.path}", flush=True)
-        flags, words = _resumed(begun, flags), []
+        flags, words = {"checkpoint": str(begun.path), "runs_root": flags["runs_root"]}, []
     result = train(flags, words)
     if result.interrupted:
         raise StoryInterruptedError(str(result.folder))
@@ -215,19 +213,6 @@ def _do_training(state: StoryState, run_name: str, flags: dict[str, Any], words:
         "coverage_before": coverages[0] if coverages else None,
         "coverage_after": coverages[-1] if coverages else None,
     }
-
-
-def _resumed(run: RunFolder, flags: dict[str, Any]) -> dict[str, Any]:
-    """Return the flags that go on with a run, for what is left to do: the time it has used counts."""
-    from myriad_lab.portfolio.manifest import Manifest
-
-    manifest = Manifest.load(run.latest())
-    left = flags.get("max_seconds", math.inf) - manifest.wall_time
-    done = run.read_info().get("finished") or left <= 0
-    resumed = {"checkpoint": str(run.path), "runs_root": flags["runs_root"]}
-    if done:
-        return {**resumed, "max_iterations": manifest.iteration}
-    return resumed if left == math.inf else {**resumed, "max_seconds": left}
 
 
 def _evaluate(state: StoryState, name: str, title: str, trained: dict[str, Any], cfg: StoryCfg) -> dict[str, Any]:

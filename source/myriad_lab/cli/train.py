@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     print(f"{result.iteration} iterations, {result.env_steps:,} env steps, {result.wall_time:.0f} s of training")
     print(f"run folder: {result.folder}")
     if result.done_before:
-        print("the run was done before: a larger --max_iterations or --max_env_steps goes on with it")
+        print("the run was done before: a larger --max_iterations, --max_env_steps or --max_seconds goes on with it")
     if result.interrupted:
         print(f"go on with: myriad train --checkpoint {result.folder}")
     return 130 if result.interrupted else 0
@@ -91,7 +91,7 @@ def train(
     from myriad_lab.tasks.registry import make_env
 
     plan = make_plan(flags, overrides)
-    if plan.resume is not None and _is_done(plan, plan.resume.manifest.iteration, plan.resume.manifest.env_steps):
+    if plan.resume is not None and _is_done(plan, plan.resume.manifest):
         return _result_of_done(plan)
     settle_torch(plan.run.deterministic)
     env = make_env(
@@ -141,11 +141,15 @@ def _starting_actor(plan: TrainPlan, spec: Any) -> tuple[Any, dict[str, Any]]:
     return starting_actor(plan)
 
 
-def _is_done(plan: TrainPlan, iteration: int, env_steps: int) -> bool:
-    """Return whether a run has done all that was asked for."""
-    assert plan.run.max_iterations is not None
-    budget = plan.run.max_env_steps
-    return iteration >= plan.run.max_iterations or (budget is not None and env_steps >= budget)
+def _is_done(plan: TrainPlan, progress: Any) -> bool:
+    """Return whether a run, which a runner or a manifest tells of, has done all that was asked for."""
+    run = plan.run
+    budgets = (
+        (progress.iteration, run.max_iterations),
+        (progress.env_steps, run.max_env_steps),
+        (progress.wall_time, run.max_seconds),
+    )
+    return any(budget is not None and used >= budget for used, budget in budgets)
 
 
 def _result_of_done(plan: TrainPlan) -> TrainResult:
@@ -162,7 +166,8 @@ def _result_of_done(plan: TrainPlan) -> TrainResult:
     if not is_last or manifest.iteration > (plan.run.max_iterations or 0):
         raise ConfigurationError(
             f"the run has done {manifest.iteration} of max_iterations={plan.run.max_iterations} and "
-            f"{manifest.env_steps} env steps of max_env_steps={plan.run.max_env_steps}; give a larger number"
+            f"{manifest.env_steps} env steps of max_env_steps={plan.run.max_env_steps}, "
+            f"in {manifest.wall_time:.0f} s of max_seconds={plan.run.max_seconds}; give a larger number"
         )
     folder = RunFolder.open(path)
     metrics = {name: value for name, value in manifest.metrics.items() if value is not None}
@@ -218,7 +223,7 @@ def _learn(plan: TrainPlan, runner: Any, command: Sequence[str], seeding: Mappin
     finally:
         for sink in loggers:
             sink.close()
-    interrupted = stop.signal_number is not None and not _is_done(plan, runner.iteration, runner.env_steps)
+    interrupted = stop.signal_number is not None and not _is_done(plan, runner)
     counters = (runner.iteration, runner.env_steps, runner.wall_time)
     return TrainResult(folder.path, folder.latest(), interrupted, *counters, dict(runner.metrics))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from myriad_lab.errors import ConfigurationError
@@ -10,10 +9,10 @@ from myriad_lab.runners.callbacks import Callback
 
 
 class WallClockBudget(Callback):
-    """Stop after ``max_seconds`` of wall-clock, counted from ``on_start``; the iteration in progress is finished.
+    """Stop after ``max_seconds`` of training, summed over its iterations since the start of training (resumed or not).
 
     Args:
-        max_seconds: Time the run may take [s].
+        max_seconds: Wall-clock time the run may train [s].
 
     Raises:
         ConfigurationError: Where the budget is not positive.
@@ -23,15 +22,10 @@ class WallClockBudget(Callback):
         if not max_seconds > 0:
             raise ConfigurationError(f"max_seconds={max_seconds} must be positive: give the seconds a run may take.")
         self.max_seconds = max_seconds
-        self._deadline = float("inf")
-
-    def on_start(self, runner: Any) -> None:
-        """Start the clock."""
-        self._deadline = time.monotonic() + self.max_seconds
 
     def on_iteration(self, runner: Any, metrics: dict[str, float]) -> None:
         """Ask the runner to stop once the time is used."""
-        if time.monotonic() >= self._deadline:
+        if runner.wall_time >= self.max_seconds:
             runner.request_stop()
 
 
