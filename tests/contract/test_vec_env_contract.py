@@ -63,6 +63,7 @@ def test_shapes_dtypes_ends_and_auto_reset(task_id, backend):
             assert extras["log"]["Episode_Termination/time_out"] + extras["log"]["Episode_Termination/terminated"] == 3
         assert_same(obs, env.get_observations())
     env.close()
+    env.close()
 
 
 def test_final_observation_is_the_one_before_the_reset(task_id, backend):

@@ -46,5 +46,5 @@ class Simulator(Protocol):
         ...
 
     def close(self) -> None:
-        """Free threads and memory."""
+        """Free threads and memory; the second call does nothing."""
         ...

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,6 +180,19 @@ def test_simulations_that_raise_are_reported(monkeypatch):
 
     monkeypatch.setattr(simulator.engine._batch, "step", fail)
     assert simulator.step(torch.zeros(4, 8)).tolist() == [True, False, False, True]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads where Linux lists them")
+@pytest.mark.parametrize("kind", ["batch", "rollout"])
+def test_close_ends_the_physics_threads(kind):
+    gc.collect()  # simulators of other tests, which nobody closed, end theirs now
+    before = len(list(Path("/proc/self/task").iterdir()))
+    simulator = make_simulator(num_envs=16, num_threads=6, engine=kind)
+    run(simulator, random_actions(simulator, 2))
+    assert len(list(Path("/proc/self/task").iterdir())) >= before + 5
+    simulator.close()
+    simulator.close()
+    assert len(list(Path("/proc/self/task").iterdir())) == before
 
 
 def test_torch_leaves_the_cores_to_the_physics():

@@ -47,5 +47,6 @@ class BatchEngine:
         self._batch.state[:] = state
 
     def close(self) -> None:
-        """Drop the batch and with it the thread pool."""
-        del self._batch
+        """Drop the batch, whose thread pool ends with it, and the views that would keep it; the second call is idle."""
+        for name in ("_batch", "ctrl", "sensordata", "motion"):
+            self.__dict__.pop(name, None)

@@ -177,7 +177,9 @@ class MujocoSimulator:
         self._steps = int(state["steps"])
 
     def close(self) -> None:
-        """Stop the physics threads."""
+        """Stop the physics threads; the tensors over the engine's memory would keep them. The second call is idle."""
+        for name in ("_motion", "_ctrl", "_sensors"):
+            self.__dict__.pop(name, None)
         self.engine.close()
 
     def _link_previous_actions(self) -> None:
