@@ -1,4 +1,4 @@
-"""The wheel, installed like any other package, works in an empty folder."""
+"""The wheel, built from the source distribution and installed like any other package, works in an empty folder."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a wheel built from a copy of what git would take, so that no leftovers of a build get in."""
+    """Return a wheel, by way of the sdist, from a copy of what git would take: no leftovers of a build get in."""
     copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
     names = ("source", "config", "setup.py", "pyproject.toml", "extension.toml", "README.md", "LICENSE")
+    names += ("MANIFEST.in", "constraints.txt")
     run("cp", "-r", *[ROOT / name for name in names], copy, cwd=ROOT)
     run("find", copy, "-name", "*.egg-info", "-prune", "-exec", "rm", "-r", "{}", "+", cwd=ROOT)
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", out, copy, cwd=out)
+    run(sys.executable, "-m", "build", "--outdir", out, copy, cwd=out)
     (found,) = out.glob("myriad_lab-*.whl")
     return found
 
