@@ -66,7 +66,7 @@ def test_cfg_is_handed_out_as_a_copy_and_round_trips(task_id):
 
 
 @pytest.mark.parametrize("task_id", EXPLORED_FREELY)
-def test_reward_free_tasks_have_no_reward_and_no_end_but_time(task_id):
+def test_reward_free_tasks_have_no_reward_and_no_end_but_time_and_an_ant_s_fall(task_id):
     env = small_env(task_id, episode_steps=12)
     for step in range(1, 25):
         _, rewards, dones, extras = env.step(random_actions(env))
@@ -74,6 +74,10 @@ def test_reward_free_tasks_have_no_reward_and_no_end_but_time(task_id):
         assert not extras["terminated"].any()
         assert dones.bool().all() == (step % 12 == 0)
         assert "success" not in extras
+    state = env.simulator.state()
+    assert not env.task.terminated(state).any()
+    state.root_quat_w[:] = torch.tensor([0.0, 1.0, 0.0, 0.0])  # on the back
+    assert env.task.terminated(state).tolist() == ["Ant" in task_id] * 4
     env.close()
 
 

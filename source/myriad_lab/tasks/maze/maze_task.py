@@ -27,7 +27,7 @@ class MazeTaskCfg:
     episode_steps: int = 150
     """Control steps until the time-out."""
     sparse_goal: bool = False
-    """Whether reaching the goal is rewarded with 1 and ends the episode; otherwise there is no reward and no end."""
+    """Whether reaching the goal is rewarded with 1 and ends the episode; otherwise there is neither goal nor reward."""
     goal: list[float] | None = None
     """Goal x, y [m]; by default the 80th percentile of geodesic distance among the reachable cells."""
     goal_radius: float = 0.5
