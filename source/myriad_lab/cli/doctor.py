@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
 from myriad_lab.cli.arguments import refuse_overrides
+from myriad_lab.envs.cores import usable_cores
+from myriad_lab.errors import ConfigurationError
 
 EXTRAS = {
     "onnx": "export", "onnxscript": "export", "onnxruntime": "export", "matplotlib": "viz",
     "imageio_ffmpeg": "viz", "tensorboard": "viz",
 }  # fmt: skip
+GUARDED = {"mujoco": "myriad_lab.envs.mujoco.compat"}
+"""Packages -> the module that imports them and knows how they break."""
 CORE = ("torch", "numpy", "tensordict", "rsl_rl", "hydra", "omegaconf", "mujoco", "scipy")
 
 
@@ -53,7 +56,7 @@ def check_python() -> list[Finding]:
     good = (3, 11) <= sys.version_info[:2] <= (3, 13)
     return [
         Finding("python", "ok" if good else "broken", version if good else f"{version}; use 3.11 to 3.13"),
-        Finding("processor", "ok", f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores"),
+        Finding("processor", "ok", f"{cpu_name()}, {len(usable_cores())} cores"),
     ]
 
 
@@ -63,9 +66,11 @@ def check_packages() -> list[Finding]:
     for name in (*CORE, *EXTRAS):
         mend = f"pip install 'myriad-lab[{EXTRAS[name]}]'" if name in EXTRAS else "pip install myriad-lab"
         try:
-            importlib.import_module(name)
+            importlib.import_module(GUARDED.get(name, name))
             findings.append(Finding(name, "ok", _version_of(name)))
-        except ImportError as error:
+        except ConfigurationError as error:
+            findings.append(Finding(name, "broken", str(error)))
+        except (ImportError, OSError) as error:  # OSError: a shared library that does not load
             findings.append(Finding(name, "missing" if name in EXTRAS else "broken", f"{mend} ({error})"))
     return findings
 
@@ -85,8 +90,8 @@ def check_rendering() -> list[Finding]:
         from myriad_lab.envs.mujoco.render import find_library
 
         library = find_library()
-    except ImportError as error:
-        return [Finding("rendering", "missing", f"needs mujoco ({error})")]
+    except ConfigurationError:
+        return [Finding("rendering", "broken", "needs a mujoco that works")]
     if library is not None:
         return [Finding("rendering", "ok", library)]
     mend = "install libegl1 or libosmesa6 (Debian, Ubuntu); until then videos are drawings seen from above"

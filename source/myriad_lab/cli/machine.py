@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from myriad_lab.envs.cores import usable_cores
 
 PACKAGES = ("myriad-lab", "torch", "mujoco", "rsl-rl-lib", "numpy")
 
@@ -17,7 +18,7 @@ def hardware() -> dict[str, Any]:
 
     return {
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(usable_cores()),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "python": platform.python_version(),
         "torch": torch.__version__,

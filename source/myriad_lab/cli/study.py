@@ -20,6 +20,7 @@ from typing import Any
 
 from myriad_lab.cli.arguments import positive_float, positive_int, split_overrides
 from myriad_lab.cli.machine import hardware, versions
+from myriad_lab.envs.cores import usable_cores
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.evaluation.study import (
     Cell,
@@ -107,7 +108,7 @@ def run_cells(study: StudyCfg, goals: dict[str, dict[str, Any]], out: Path, jobs
     before = [c for c in make_cells(study) if c.is_prerequisite and (c in cells or c.id in wanted)]
     marks = make_signatures(study, goals)
     slots: Queue[list[int]] = Queue()
-    for cores in split_cores(sorted(os.sched_getaffinity(0)), jobs):
+    for cores in split_cores(usable_cores(), jobs):
         slots.put(cores)
 
     def work(cell: Cell) -> None:
@@ -238,7 +239,8 @@ def _call(module_and_arguments: list[str], folder: Path, cores: list[int], log: 
             stderr=subprocess.STDOUT,
         )
         # Before it starts threads of its own: they inherit the cores.
-        os.sched_setaffinity(process.pid, cores)
+        if hasattr(os, "sched_setaffinity"):  # macOS lets nobody choose
+            os.sched_setaffinity(process.pid, cores)
         code = process.wait()
     if code != 0:
         tail = (folder / log).read_text(errors="replace")[-ERROR_CHARACTERS:]

@@ -11,7 +11,7 @@ try:
 
     # A monolithic 3.x overwritten by mujoco-core 4 can import but lack half of its names.
     _ = mujoco.MjSpec, mujoco.mj_step
-except (ImportError, AttributeError) as error:
+except (ImportError, AttributeError, OSError) as error:
     raise ConfigurationError(
         f"The installed MuJoCo is broken ({error}); mujoco and mujoco-core of different versions share files. "
         "Mend it with: pip install --force-reinstall --no-deps mujoco mujoco-core mujoco-studio"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import Protocol
 
 import numpy as np
 
+from myriad_lab.envs.cores import usable_cores
 from myriad_lab.envs.mujoco.compat import HAS_BATCH, mujoco
 from myriad_lab.errors import ConfigurationError, nearest
 
@@ -61,7 +61,7 @@ def resolve_num_threads(num_threads: int | None) -> int:
         ConfigurationError: ``num_threads`` is not positive.
     """
     if num_threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return len(usable_cores())
     if num_threads < 1:
         raise ConfigurationError(f"num_threads must be at least 1, got {num_threads}; leave it out to use all cores.")
     return num_threads
