@@ -29,7 +29,7 @@ def observe(contract, data, actions, command):
     known, row = quantities(data, actions, command), []
     for term in contract["observation"]["terms"]:
         if term["name"] == "position_fourier":  # built from the position term before it
-            waves = np.pi * np.array(json.loads(term["description"].split("f: ")[1].split(" (")[0]))
+            waves = np.pi * np.array(term["parameters"]["frequencies"])
             known[term["name"]] = np.ravel([f(np.outer(row[-1], waves)) for f in (np.sin, np.cos)])
         value = np.array(term["scale"]) * (np.array(known[term["name"]]) - term["offset"])
         row.append(value if term["clip"] is None else np.clip(value, -term["clip"], term["clip"]))

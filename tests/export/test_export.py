@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from myriad_lab.errors import ConfigurationError
-from myriad_lab.export.contract import METADATA_KEY
+from myriad_lab.export.contract import METADATA_KEY, build_contract
 from myriad_lab.export.onnx import read_metadata, require_onnx
 from myriad_lab.export.policy import export_policy
 from myriad_lab.export.torchscript import load_torchscript
@@ -75,6 +75,7 @@ def test_contract_is_complete_and_exact(tmp_path: Path, obs: np.ndarray) -> None
     spec = make_spec(scale=0.1 + 0.2).to_dict()
     spec["control_period"] = 1.0 / 60.0
     spec["observations"]["policy"][0]["scale"] = (1.0 / 3.0, 2.0)
+    spec["observations"]["policy"][1]["parameters"] = {"frequencies": (0.1 + 0.2, 3.0)}
     robot = {"name": "r", "joint_names": ["a"], "default_joint_pos": [0.7], "stiffness": [20.1], "damping": [0.5]}
     spec["robot"] = robot
     bundle = load_bundle(save_bundle(tmp_path / "b", actor, make_manifest(actor, spec=spec)))
@@ -84,9 +85,13 @@ def test_contract_is_complete_and_exact(tmp_path: Path, obs: np.ndarray) -> None
     assert (first["name"], first["shape"], first["unit"], first["slice"]) == ("base_pos", [2], "m", [0, 2])
     assert (second["name"], second["shape"], second["unit"], second["slice"]) == ("joint_vel", [3], "rad/s", [2, 5])
     assert first["scale"] == [1.0 / 3.0, 2.0]
+    assert (first["parameters"], second["parameters"]) == ({}, {"frequencies": [0.1 + 0.2, 3.0]})
     assert second["scale"] == [1.0, 1.0, 1.0]
     assert contract["action"]["scale"] == [0.1 + 0.2] * 2
     assert contract["action"]["names"] == ["x", "y"]
+    assert contract["action"]["meaning"] == "target = offset + scale * action"
+    bundle.manifest.spec["action"]["kind"] = "discrete"
+    assert "argmax" in build_contract(bundle, None)["action"]["meaning"]
     assert contract["control_period"] == {"value": 1.0 / 60.0, "unit": "s"}
     assert contract["quat_order"] == "wxyz"
     assert contract["observation"]["normalizer"] == {"in_graph": True, "clip": 10.0}

@@ -245,10 +245,26 @@ def test_schema_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         Manifest.from_dict({k: v for k, v in raw.items() if k != "task"})
     with pytest.raises(CheckpointError, match="has unknown colour"):
         Manifest.from_dict({**raw, "colour": "red"})
+    with pytest.raises(CheckpointError, match="lacks spec"):
+        Manifest.from_dict({**{k: v for k, v in raw.items() if k != "spec"}, "schema_version": 1})
     monkeypatch.setitem(manifest_module.MIGRATIONS, 0, lambda old: {"task": old.pop("env_id"), **old})
     old = {**{k: v for k, v in raw.items() if k != "task"}, "env_id": "Old-Task", "schema_version": 0}
     migrated = Manifest.from_dict(old)
     assert (migrated.task, migrated.schema_version) == ("Old-Task", manifest_module.SCHEMA_VERSION)
+
+
+def test_a_bundle_of_schema_1_fits_by_the_numbers_that_its_prose_told() -> None:
+    raw = make_manifest(make_actor()).to_dict()
+    spec, raw["schema_version"] = make_spec().to_dict(), 1
+    for term in raw["spec"]["observations"]["policy"]:
+        del term["parameters"]
+    raw["spec"]["observations"]["policy"][1]["description"] = "sines of pi f p, f: [1.0, 3.0] (inner)"
+    spec["observations"]["policy"][1].update(description="reworded", parameters={"frequencies": (1.0, 3.0)})
+    check_seed(Manifest.from_dict(raw), spec)
+    check_resume(Manifest.from_dict(raw), spec, task=TASK)
+    spec["observations"]["policy"][1]["parameters"] = {"frequencies": (1.0, 4.0)}
+    with pytest.raises(CheckpointError, match=r"frequencies: \[1\.0, 3\.0\] in the bundle, \[1\.0, 4\.0\] in the env"):
+        check_seed(Manifest.from_dict(raw), spec)
 
 
 def test_seed_heads() -> None:

@@ -29,6 +29,7 @@ def test_position_and_fourier_features_by_hand():
 def test_fourier_frequencies_are_configured():
     env = make_env("Myriad-PointMaze-Maze", num_envs=2, overrides={"fourier_frequencies": [1.0, 2.0, 4.0]})
     assert env.spec.group_size("policy") == 2 + 12
+    assert env.spec.observations["policy"][1].parameters == {"frequencies": (1.0, 2.0, 4.0)}
 
 
 def test_start_noise_fills_its_square():

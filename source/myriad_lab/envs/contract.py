@@ -29,11 +29,16 @@ class TermSpec:
     """Bound on the magnitude of the row's entries, applied last; ``None`` where there is none."""
     description: str = ""
     """How to get the quantity on a robot, where the name does not say it all."""
+    parameters: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Numbers that the description speaks of, by name."""
 
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """What an action in [-1, 1] means: ``target = offset + scale * action``, one entry per action."""
+    """What an action in [-1, 1] means: ``target = offset + scale * action``, one entry per action.
+
+    The exception is the kind ``discrete``: the first of the largest actions is the one that is done, whatever its size.
+    """
 
     names: tuple[str, ...]
     """Joint or axis driven by each action, in order."""

@@ -11,10 +11,13 @@ from typing import Any
 from myriad_lab.portfolio.atomic import plain_json, write_json
 from myriad_lab.portfolio.bundle import Bundle
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
+"""2: terms have ``parameters``, and a discrete action has a meaning of its own."""
 METADATA_KEY = "myriad_lab.contract"
 """Key of the contract's text in the metadata of the ONNX file."""
 FILE_NAME = "contract.json"
+MEANINGS = {"discrete": "do names[argmax(action)], the first of equal ones"}
+"""Kind of action -> what it means, where that is not a target."""
 INPUT, HEAD_INPUT, OUTPUT = "obs", "head", "actions"
 """Names of the graph's inputs and output."""
 
@@ -53,7 +56,7 @@ def build_contract(bundle: Bundle, head: int | None) -> dict[str, Any]:
             },
             "action": {
                 "range": [-1.0, 1.0],
-                "meaning": "target = offset + scale * action",
+                "meaning": MEANINGS.get(spec["action"]["kind"], "target = offset + scale * action"),
                 **{key: spec["action"][key] for key in ("names", "kind", "unit", "scale", "offset", "delay_steps")},
             },
             "control_period": {"value": spec["control_period"], "unit": "s"},
@@ -104,6 +107,7 @@ def _terms(terms: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "offset": list(term.get("offset") or [0.0] * size),
                 "clip": term.get("clip"),
                 "description": term.get("description", ""),
+                "parameters": term.get("parameters", {}),
             }
         )
         start += size

@@ -82,7 +82,12 @@ def _seeding_part(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(spec: Spec | Mapping[str, Any]) -> dict[str, Any]:
-    return plain_json(dict(spec) if isinstance(spec, Mapping) else spec.to_dict())
+    """Return the specification as JSON containers, without the prose: another wording changes nothing."""
+    plain = plain_json(dict(spec) if isinstance(spec, Mapping) else spec.to_dict())
+    for terms in plain.get("observations", {}).values():
+        for term in terms:
+            term.pop("description", None)
+    return plain
 
 
 def _is_leaf(items: list[Any]) -> bool:

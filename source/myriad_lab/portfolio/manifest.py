@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -12,8 +13,24 @@ from typing import Any
 from myriad_lab.errors import CheckpointError
 from myriad_lab.portfolio.atomic import plain_json, write_json
 
-SCHEMA_VERSION = 1
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+SCHEMA_VERSION = 2
+
+
+def _add_parameters(raw: dict[str, Any]) -> dict[str, Any]:
+    """Give the terms of the spec their ``parameters``; version 1 told Fourier frequencies in the description alone."""
+    if "spec" not in raw:
+        return raw  # refused as what it is: no manifest
+    spec = raw["spec"]
+    groups = {}
+    for group, terms in spec.get("observations", {}).items():
+        groups[group] = []
+        for term in terms:
+            told = re.search(r"f: (\[.*?\])", term.get("description", ""))
+            groups[group].append({"parameters": {"frequencies": json.loads(told[1])} if told else {}, **term})
+    return {**raw, "spec": {**spec, "observations": groups}}
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _add_parameters}
 """From schema version v to v + 1: takes and returns the raw manifest."""
 FILE_NAME = "manifest.json"
 

@@ -78,11 +78,16 @@ class MazeTask:
 
     def observation_terms(self) -> dict[str, tuple[TermSpec, ...]]:
         """Return position (over half the extent), its Fourier features, and the robot's own terms."""
-        frequencies = list(self.cfg.fourier_frequencies)
-        (half_x, half_y), fourier = self.arena.half_extent, "sines, then cosines, of pi f p; p: position x, y (outer)"
+        frequencies = tuple(self.cfg.fourier_frequencies)
+        half_x, half_y = self.arena.half_extent
         terms = (
             TermSpec("position", (2,), "m", scale=(1 / half_x, 1 / half_y), offset=self.arena.middle),
-            TermSpec("position_fourier", (4 * len(frequencies),), description=f"{fourier}, f: {frequencies} (inner)"),
+            TermSpec(
+                "position_fourier",
+                (4 * len(frequencies),),
+                description="sines, then cosines, of pi f p; p: row of position, x, y (outer), f: frequencies (inner)",
+                parameters={"frequencies": frequencies},
+            ),
             *self.robot_terms(),
         )
         return {"policy": terms, "critic": terms, "features": (TermSpec("root_xy", (2,), "m"),)}
