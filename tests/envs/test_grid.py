@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from myriad_lab.envs.torch.grid import MOVES, GridMap
+from myriad_lab.errors import ConfigurationError
 from myriad_lab.tasks.registry import make_env
 
 PLUS = GridMap(("#.#", ".S.", "#.#"))
@@ -65,3 +66,13 @@ def test_without_slip_the_largest_entry_is_the_move():
     assert obs["policy"].sum(1).tolist() == [1.0] * 5
     cells = torch.tensor(env.task.grid.cells, dtype=torch.float32)
     assert torch.equal(cells[obs["policy"].argmax(1)], obs["features"])
+
+
+def test_a_start_inside_a_wall_is_refused_and_changes_nothing():
+    env = make_env("Myriad-Gridworld-Room", num_envs=2)
+    initial = env.task.reset_distribution(2, torch.Generator())
+    initial.root_pos_w[1, :2] = torch.tensor([5.0, 0.0])
+    before = env.simulator.state_dict()["cell"]
+    with pytest.raises(ConfigurationError, match=r"cannot start at \[5\.0, 0\.0\], inside a wall"):
+        env.simulator.reset(torch.arange(2), initial)
+    assert torch.equal(env.simulator.state_dict()["cell"], before)

@@ -12,6 +12,7 @@ from myriad_lab.envs.contract import ActionSpec
 from myriad_lab.envs.robot import RobotCfg
 from myriad_lab.envs.robot_state import InitialState
 from myriad_lab.envs.torch.collision import BoxCollider
+from myriad_lab.envs.torch.grid import GridMap, GridSimulator
 from myriad_lab.envs.torch.point import PointSimulator
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.tasks.maze.arenas import get_arena
@@ -112,6 +113,15 @@ def test_reset_of_one_row_and_state_round_trip():
 def test_start_inside_a_wall_is_refused():
     with pytest.raises(ConfigurationError, match="inside a wall"):
         PointSimulator(robot(), replace(WALL, start=(1.0, 0.0)), 1)
+
+
+def test_a_delay_of_the_actions_is_refused():
+    slow = robot()
+    slow = replace(slow, action=replace(slow.action, delay_steps=2))
+    with pytest.raises(ConfigurationError, match="delay_steps=2, the torch backend knows no delay"):
+        PointSimulator(slow, WALL, 1)
+    with pytest.raises(ConfigurationError, match="delay_steps=2, the torch backend knows no delay"):
+        GridSimulator(slow, GridMap(("S.",)), 0.0, 1, "cpu", 0)
 
 
 def test_65536_envs_step_together():

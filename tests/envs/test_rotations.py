@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from myriad_lab.envs.rotations import quat_from_yaw, quat_rotate, quat_rotate_inverse, rotation_matrix
+from myriad_lab.envs.rotations import quat_from_yaw, quat_rotate_inverse, rotation_matrix
 
 scipy_transform = pytest.importorskip("scipy.spatial.transform")
 
@@ -31,19 +31,18 @@ def test_matrix(reference, quat):
     torch.testing.assert_close(rotation_matrix(quat), torch.from_numpy(reference.as_matrix()))
 
 
-def test_rotate_and_back(reference, quat, vectors):
-    rotated = quat_rotate(quat, vectors)
-    torch.testing.assert_close(rotated, torch.from_numpy(reference.apply(vectors.numpy())))
-    torch.testing.assert_close(quat_rotate_inverse(quat, rotated), vectors)
+def test_inverse(reference, quat, vectors):
+    expected = torch.from_numpy(reference.inv().apply(vectors.numpy()))
+    torch.testing.assert_close(quat_rotate_inverse(quat, vectors), expected)
 
 
 def test_broadcast_over_several_vectors(quat, vectors):
     pair = torch.stack((vectors, -2.0 * vectors), dim=1)
-    rotated = quat_rotate(quat.unsqueeze(1), pair)
-    torch.testing.assert_close(rotated[:, 1], -2.0 * quat_rotate(quat, vectors))
+    rotated = quat_rotate_inverse(quat.unsqueeze(1), pair)
+    torch.testing.assert_close(rotated[:, 1], -2.0 * quat_rotate_inverse(quat, vectors))
 
 
 def test_yaw_turns_x_towards_y():
     quat = quat_from_yaw(torch.tensor([torch.pi / 2, torch.pi]))
-    turned = quat_rotate(quat, torch.tensor([[1.0, 0.0, 0.0]]).expand(2, 3))
+    turned = rotation_matrix(quat)[:, :, 0]
     torch.testing.assert_close(turned, torch.tensor([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]]), atol=1e-6, rtol=0)

@@ -82,7 +82,6 @@ def test_state_that_is_not_plain_is_refused_and_nothing_is_left(tmp_path: Path) 
 
 def test_missing_parts_are_named(tmp_path: Path) -> None:
     bundle = load_bundle(save(tmp_path / "b"))
-    assert not bundle.has_train_state
     assert not bundle.has_replay
     with pytest.raises(CheckpointError, match=r"train_state\.pt is missing"):
         bundle.load_train_state()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ACTORS = ("trained", "zero", "random")
-EXPLORERS = ("kmyriad", "pgpse")
+EXPLORERS = ("kmyriad",)
 """Algorithms whose policies are shown with their noise, for that is how they explore."""
 MAX_ROBOTS = 32
 """Robots in one film; more than that hide one another."""

@@ -40,14 +40,11 @@ def _matrix_coefficients(dtype: torch.dtype, device: torch.device) -> tuple[torc
     return coefficients.to(device), torch.eye(3, dtype=dtype, device=device).flatten()
 
 
-def quat_rotate(quat: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    """Rotate ``vector`` (..., 3) from the body frame to the world by ``quat`` (..., 4), broadcasting."""
-    return _rotate(quat[..., :1], quat[..., 1:], vector)
-
-
 def quat_rotate_inverse(quat: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
     """Rotate ``vector`` (..., 3) from the world to the body frame by ``quat`` (..., 4), broadcasting."""
-    return _rotate(-quat[..., :1], quat[..., 1:], vector)
+    w, axis = quat[..., :1], quat[..., 1:]
+    twice = 2.0 * torch.linalg.cross(axis, vector)
+    return vector - w * twice + torch.linalg.cross(axis, twice)
 
 
 def quat_from_yaw(yaw: torch.Tensor) -> torch.Tensor:
@@ -55,8 +52,3 @@ def quat_from_yaw(yaw: torch.Tensor) -> torch.Tensor:
     half = 0.5 * yaw
     zero = torch.zeros_like(half)
     return torch.stack((half.cos(), zero, zero, half.sin()), dim=-1)
-
-
-def _rotate(w: torch.Tensor, axis: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    twice = 2.0 * torch.linalg.cross(axis, vector)
-    return vector + w * twice + torch.linalg.cross(axis, twice)

@@ -94,14 +94,6 @@ def write_metadata(path: str | Path, contract: str) -> None:
     write_file(Path(path), lambda temporary: onnx.save_model(model, str(temporary)))
 
 
-def read_metadata(path: str | Path) -> str | None:
-    """Return the text of the contract in an ONNX file, ``None`` if it has none."""
-    import onnx
-
-    model = onnx.load(str(path), load_external_data=False)
-    return next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), None)
-
-
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """Silence what the exporter and its optimiser say about themselves, and nothing else."""

@@ -66,11 +66,6 @@ class Bundle:
         return _load_tensors(self.path, REPLAY, self.manifest, "save with the replay buffer to resume with it")
 
     @property
-    def has_train_state(self) -> bool:
-        """Whether training can be resumed from this bundle."""
-        return TRAIN_STATE in self.manifest.files
-
-    @property
     def has_replay(self) -> bool:
         """Whether a replay buffer was saved too."""
         return REPLAY in self.manifest.files

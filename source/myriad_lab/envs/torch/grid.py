@@ -8,7 +8,8 @@ import torch
 
 from myriad_lab.envs.robot import RobotCfg
 from myriad_lab.envs.robot_state import InitialState, RobotState
-from myriad_lab.envs.torch.point import still_robots
+from myriad_lab.envs.torch.point import check_no_delay, still_robots
+from myriad_lab.errors import ConfigurationError
 
 MOVES = ((1, 0), (0, 1), (-1, 0), (0, -1))
 """Change of column, row of the four actions: east, north, west, south."""
@@ -56,7 +57,12 @@ class GridSimulator:
     def __init__(
         self, robot: RobotCfg, grid: GridMap, slip: float, num_envs: int, device: torch.device | str, seed: int
     ) -> None:
-        """Put all agents on the start cell; ``seed`` is that of the slips."""
+        """Put all agents on the start cell; ``seed`` is that of the slips.
+
+        Raises:
+            ConfigurationError: The robot's actions are delayed.
+        """
+        check_no_delay(robot)
         self.num_envs = num_envs
         self.device = torch.device(device)
         self.slip = slip
@@ -86,8 +92,16 @@ class GridSimulator:
         return torch.zeros(shape, dtype=torch.bool, device=self.device)
 
     def reset(self, env_ids: torch.Tensor, initial: InitialState) -> None:
-        """Put agents on the cells around their initial positions."""
-        self._cell[env_ids] = self._grid.index_of(initial.root_pos_w[:, :2])
+        """Put agents on the cells around their initial positions.
+
+        Raises:
+            ConfigurationError: A position is inside a wall.
+        """
+        cells = self._grid.index_of(initial.root_pos_w[:, :2])
+        if bool((cells < 0).any()):
+            place = initial.root_pos_w[cells < 0][0, :2].tolist()
+            raise ConfigurationError(f"An agent cannot start at {place}, inside a wall; choose a free cell.")
+        self._cell[env_ids] = cells
         self._state.root_pos_w[env_ids] = initial.root_pos_w
         self._state.root_lin_vel_w[env_ids] = 0.0
         self._state.actions[env_ids] = 0.0

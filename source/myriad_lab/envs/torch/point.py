@@ -23,8 +23,9 @@ class PointSimulator:
         """Allocate the robots at the start of the arena.
 
         Raises:
-            ConfigurationError: The start is inside a wall.
+            ConfigurationError: The start is inside a wall, or the robot's actions are delayed.
         """
+        check_no_delay(robot)
         self.num_envs = num_envs
         self.device = torch.device(device)
         self._period = robot.control_period
@@ -74,6 +75,19 @@ class PointSimulator:
     def close(self) -> None:
         """Nothing to free."""
         return
+
+
+def check_no_delay(robot: RobotCfg) -> None:
+    """Refuse a robot whose actions take effect later: the simulators of this backend move at once.
+
+    Raises:
+        ConfigurationError: If ``delay_steps`` is not 0.
+    """
+    if robot.action.delay_steps != 0:
+        raise ConfigurationError(
+            f"Robot {robot.name!r}: delay_steps={robot.action.delay_steps}, the torch backend knows no delay; set it "
+            "to 0 or take the backend mujoco."
+        )
 
 
 def still_robots(num_envs: int, num_actions: int, device: torch.device) -> RobotState:
