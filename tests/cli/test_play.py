@@ -12,6 +12,7 @@ from myriad_lab.cli import play
 from myriad_lab.cli.main import main
 from myriad_lab.cli.play import MAX_ROBOTS, PlayCfg, record
 from myriad_lab.cli.train import train
+from myriad_lab.envs.mujoco.render import find_library
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.monitor.video import TopDownDrawing
 from myriad_lab.portfolio.run_folder import RunFolder
@@ -42,6 +43,16 @@ def test_film_of_ants(tmp_path: Path, topdown: list[np.ndarray]) -> None:
     assert len(frames) == len(topdown) == 6, "60 control steps a second become 30 pictures"
     assert frames.shape[1] % 16 == frames.shape[2] % 16 == 0
     assert topdown[0].shape == (4, 15)
+    assert np.ptp(frames.astype(int), axis=0).max() > 50, "something moves"
+
+
+def test_film_of_ants_by_mujoco_s_own_renderer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if find_library() is None:
+        pytest.skip("neither EGL nor OSMesa works here")
+    monkeypatch.setattr(TopDownDrawing, "draw", lambda *arguments: pytest.fail("drawn from above"))
+    bundle = make_bundle(tmp_path, ANTS, {"decimation": 2})
+    frames, rate = read_film(record(bundle, PlayCfg(length=12, num_envs=4), out=tmp_path / "film.mp4"))
+    assert (len(frames), rate) == (6, 30)
     assert np.ptp(frames.astype(int), axis=0).max() > 50, "something moves"
 
 

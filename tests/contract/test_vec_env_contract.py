@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from myriad_lab.envs.contract import VecEnv
+from myriad_lab.envs.mujoco import engine
 from myriad_lab.tasks.registry import list_tasks, make_env
 
+OLD_MUJOCO = "mujoco without batch"
 CASES = [(entry.id, backend) for entry in list_tasks() for backend in entry.backends]
+CASES.append(("Myriad-AntMaze-Maze", OLD_MUJOCO))
 NUM_ENVS = 3
 EPISODE = 4
 FOREVER = 10_000
@@ -18,10 +21,17 @@ FOREVER = 10_000
 pytestmark = pytest.mark.parametrize(("task_id", "backend"), CASES, ids=[f"{t}-{b}" for t, b in CASES])
 
 
+@pytest.fixture(autouse=True)
+def installed(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the simulator find a MuJoCo older than 3.17, where that is the case."""
+    if backend == OLD_MUJOCO:
+        monkeypatch.setattr(engine, "HAS_BATCH", False)
+
+
 def build(task_id: str, backend: str, *, steps: int = EPISODE, seed: int = 3, final_obs: bool = True) -> VecEnv:
     return make_env(
         task_id,
-        backend=backend,
+        backend=backend.split()[0],
         num_envs=NUM_ENVS,
         seed=seed,
         final_obs=final_obs,
