@@ -28,7 +28,7 @@ SMALL = [*KMYRIAD, "agent.actor.trunk=[8]", "agent.actor.adapter_dim=8"]
 PQL = [*SHORT, "agent.batch_size=8", "agent.warmup_steps=4", "agent.critic_warmup=6", "agent.replay_capacity=4096"]
 PQL += ["agent.critic.hidden=[8]", "agent.runner.num_steps_per_iteration=12", "agent.runner.save_replay=true"]
 PRIOR = [*PQL, "agent.prior_fraction=0.5", "agent.prior_bootstrap=true", "agent.prior_weight=0.1"]
-HALVED = [*PRIOR, "agent.runner.halving_iterations=[1]", "env.goal=[-0.8,-0.3]", "env.goal_radius=0.3"]
+HALVED = [*PRIOR, "agent.runner.halving_iterations=[1]", "env.goal=[-0.8,-0.3]", "env.goal_radius=0.4"]
 PPO = [*SHORT, "agent.num_steps_per_env=8", "agent.critic_hidden_dims=[8]"]
 
 
