@@ -165,6 +165,8 @@ def test_wrong_shapes_and_ids_are_refused(obs):
         ({"init_log_std": 3.0}, "init_log_std"),
         ({"log_std_range": [1.0, -1.0]}, "log_std_range"),
         ({"trunk": []}, "trunk"),
+        ({"adapter_dim": 0}, "adapter_dim=0"),
+        ({"adapter_rank": -1}, "adapter_rank=-1"),
     ],
 )
 def test_bad_configuration_is_refused(change, message):

@@ -113,7 +113,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not readable as JSON"):
         load_bundle(path)
     (path / "manifest.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="expected an object"):
+    with pytest.raises(CheckpointError, match="holds no JSON object"):
         load_bundle(path)
 
 

@@ -39,6 +39,8 @@ def clip_per_head(parameters: list[torch.nn.Parameter], num_policies: int, max_n
 def noise_ladder(num_envs: int, low: float, high: float, prior_fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the noise of the envs of one head, and which of them follow the prior instead, (num_envs,) each.
 
+    The mixed exploration of PQL (arXiv 2307.12983): standard deviations of the actions, evenly spaced, within one head.
+
     Raises:
         ConfigurationError: If a share of the envs should follow the prior and none does.
     """

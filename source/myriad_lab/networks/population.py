@@ -55,6 +55,9 @@ class PopulationActorCfg:
             raise ConfigurationError(f"squash={self.squash!r} is unknown; use 'tanh' or 'clip'")
         if not self.trunk:
             raise ConfigurationError("trunk=[] has no layer; give at least one width, e.g. [64]")
+        for name in ("adapter_dim", "adapter_rank"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name}={getattr(self, name)}; expected at least 1")
 
 
 class PolicySample(NamedTuple):

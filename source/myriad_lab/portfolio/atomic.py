@@ -70,9 +70,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except ValueError as error:
-        raise CheckpointError(f"{path} is not readable as JSON ({error}); write it again, or delete it") from error
+        raise CheckpointError(f"{path} is not readable as JSON ({error}); it is damaged, make it anew") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object; write it again, or delete it")
+        raise CheckpointError(f"{path} holds no JSON object; it is damaged, make it anew")
     return value
 
 

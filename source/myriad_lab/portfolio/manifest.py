@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from myriad_lab.errors import CheckpointError
-from myriad_lab.portfolio.atomic import plain_json, write_json
+from myriad_lab.portfolio.atomic import plain_json, read_json, write_json
 
 SCHEMA_VERSION = 2
 
@@ -127,13 +127,7 @@ class Manifest:
         path = folder / FILE_NAME
         if not path.is_file():
             raise CheckpointError(f"{path} is missing; {folder} is no bundle")
-        try:
-            raw = json.loads(path.read_text())
-        except ValueError as error:
-            raise CheckpointError(f"{path} is not readable as JSON ({error}); the bundle is damaged") from error
-        if not isinstance(raw, dict):
-            raise CheckpointError(f"{path} holds a {type(raw).__name__}, expected an object")
-        return cls.from_dict(raw, path)
+        return cls.from_dict(read_json(path), path)
 
     def score(self) -> float | None:
         """Return the metric that decides which bundle is best, larger is better; ``None`` if it is unknown."""
