@@ -194,6 +194,21 @@ def test_policy_climbs_the_critic() -> None:
     assert bool((pql.actor(grown)[0].tanh() > before + 0.3).all())
 
 
+@pytest.mark.parametrize(("scale", "weight"), [(0.01, 2.0), (50.0, 0.5)])
+def test_the_pull_of_the_portfolio_is_relative_to_the_values(scale: float, weight: float) -> None:
+    pql = make(seeded=True, actor_lr=1e-2, prior_weight=weight)
+    feed(pql, 20)
+    rows = torch.eye(CHAIN).expand(2, -1, -1)
+    before = pql.actor(rows)[0].tanh().detach()
+    pql.critic.values = lambda obs, actions: scale * (2.0 + actions).squeeze(-1).unsqueeze(1).expand(-1, 2, -1)  # type: ignore
+    for _ in range(300):
+        pql.policy_update(pql.sample())
+    after = pql.actor(rows)[0].tanh().detach()
+    # the gradient of weight * E[2 + a] * (a - a0)^2 - (2 + a), the expectation taken as a number, is zero
+    expected = 1.0 / (2.0 * weight * (2.0 + after.mean((1, 2), keepdim=True)))
+    assert torch.allclose(after - before, expected.expand_as(after), atol=0.03)
+
+
 def test_noise_ladder_runs_within_each_head() -> None:
     pql = make(num_policies=3, num_envs=12, sigma_min=0.1, sigma_max=0.4, warmup_steps=1)
     assert pql.noise_scale.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4] * 3)

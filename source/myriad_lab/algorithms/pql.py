@@ -211,11 +211,14 @@ class PQL:
             actions = self.actor.squash(self.actor(obs)[0])
             value = self.critic.values(batch.obs[self.cfg.critic_group], actions).float().amin(1)
         distance = torch.zeros_like(value)
+        pull = torch.zeros_like(value[:, :1])
         if self.prior is not None and self.cfg.prior_weight > 0.0:
             with torch.no_grad():
                 wanted = self.prior.squash(self.prior(obs)[0])
             distance = (actions - wanted).square().mean(-1)
-        loss = weighted_mean(self.cfg.prior_weight * distance - value, batch.weights).mean()
+            # in units of each head's values (TD3+BC): as strong before the first reward is met as long after
+            pull = self.cfg.prior_weight * weighted_mean(value.detach().abs(), batch.weights).unsqueeze(1)
+        loss = weighted_mean(pull * distance - value, batch.weights).mean()
         parameters = [p for p in self.actor.parameters() if p.requires_grad]
         # only the actor's gradients are formed; the critics' parameters get none
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)

@@ -76,7 +76,8 @@ class PQLCfg:
     prior_bootstrap: bool = False
     """Whether targets take the better of the actor's and the seeding portfolio's action (IBRL, arXiv 2311.02198)."""
     prior_weight: float = 0.0
-    """Weight of the squared distance between the actions of the actor and of the seeding portfolio."""
+    """Weight of the squared distance between the actions of the actor and of the seeding portfolio, relative to the
+    mean absolute value of the minibatch: 1 / alpha of TD3+BC (arXiv 2106.06860)."""
     replay_capacity: int = 1_000_000
     """Transitions kept, over all envs and heads."""
     critic_group: str = "policy"

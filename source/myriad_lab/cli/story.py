@@ -106,12 +106,10 @@ def story(cfg: StoryCfg, root: Path) -> list[str]:
     settle_torch()
     pretrained = _train(state, "pretrain", "pre-train a portfolio of explorers, without reward", cfg.pretrain)
     explorers = _evaluate(state, "explorers", "measure what the portfolio covers", pretrained, cfg)
-    seeded = {"portfolio": pretrained["checkpoint"], "seeding": "all"}
+    seeded = {"portfolio": pretrained["checkpoint"]}
     goal = _goal(state, cfg, seeded)
     aim = f"env.goal=[{goal['goal'][0]},{goal['goal'][1]}]"
-    finetuned = _train(
-        state, "finetune", f"finetune all heads for the goal {tuple(goal['goal'])}", cfg.finetune, seeded, [aim]
-    )
+    finetuned = _train(state, "finetune", f"finetune for the goal {tuple(goal['goal'])}", cfg.finetune, seeded, [aim])
     specialists = _evaluate(state, "specialists", "measure success", finetuned, cfg)
     videos = _video(state, [pretrained, finetuned])
     pages = _report(state, [pretrained, finetuned], [explorers, specialists, videos])
