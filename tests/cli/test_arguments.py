@@ -53,6 +53,11 @@ def test_seeds_must_fit(text: str) -> None:
         ["report", ""],
         ["report", "--checkpoint", ""],
         ["story", "--runs_root", ""],
+        ["evaluate", "--out", ""],
+        ["export", "--out", ""],
+        ["play", "--out", ""],
+        ["report", "--out", ""],
+        ["study", "maps_pointmaze", "--out", ""],
     ],
 )
 def test_empty_values_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,6 +96,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             ["halving", "--max_iterations", "halving_iterations"],
         ),
         ([*ON_PQL, "--seeding", "halving", "--max_env_steps", "9"], ["halving", "env steps"]),
+        ([*ON_PQL, "--seeding", "halving", "--max_iterations", "1"], ["max_iterations=1", "give at least 2"]),
         (["--task", TASK, "--algorithm", "ppo", "agent.runner.save_interval=0"], ["save_interval=0"]),
     ],
 )

@@ -164,6 +164,17 @@ def test_resume_is_bit_exact_and_saving_changes_nothing(tmp_path: Path, from_hea
     assert_alike(saved, resumed)
 
 
+def test_another_learning_rate_counts_from_the_resume_on(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "run")
+    make_runner(run=run, schedule="fixed", learning_rate=1e-3).learn(5)
+    for asked in (1e-3, 2e-4):
+        resumed = make_runner(schedule="fixed", learning_rate=asked)
+        resumed.load(run.checkpoint_path(5))
+        resumed.learn(1)
+        assert resumed.metrics["Policy/learning_rate"] == asked
+        assert {group["lr"] for group in resumed._rsl.alg.optimizer.param_groups} == {asked}
+
+
 class LateStop(PPORunner):
     """Is asked to stop by the time it looks for the third time."""
 

@@ -141,7 +141,7 @@ def plan_halving(agent: Any, num_policies: int, max_iterations: int | None) -> N
     """Spread successive halving evenly over the first half of the run, where the iterations are not configured.
 
     Raises:
-        ConfigurationError: If nothing says how many iterations the run has (``None``).
+        ConfigurationError: If nothing says how many iterations the run has (``None``), or they are too few.
     """
     if agent.runner.halving_iterations or num_policies == 1:
         return
@@ -152,7 +152,13 @@ def plan_halving(agent: Any, num_policies: int, max_iterations: int | None) -> N
         )
     rounds = int(math.log2(num_policies))
     gap = max_iterations / 2 / rounds
-    agent.runner.halving_iterations = sorted({max(1, round(gap * i)) for i in range(1, rounds + 1)})
+    iterations = sorted({round(gap * i) for i in range(1, rounds + 1)} - {0})
+    if len(iterations) < rounds:
+        raise ConfigurationError(
+            f"seeding=halving of {num_policies} heads needs {rounds} iterations of their own in the first half of the "
+            f"run, max_iterations={max_iterations} has not as many; give at least {2 * rounds}"
+        )
+    agent.runner.halving_iterations = iterations
 
 
 def _narrow(cfg: Any, cls: type[T]) -> T:

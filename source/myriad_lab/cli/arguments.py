@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NoReturn
 
 from myriad_lab.errors import ConfigurationError, nearest
@@ -53,6 +54,11 @@ def non_empty(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("an empty text was given; give a value, or leave the flag out")
     return text
+
+
+def non_empty_path(text: str) -> Path:
+    """Parse a flag that is the path of a file or folder."""
+    return Path(non_empty(text))
 
 
 def positive_int(text: str) -> int:

@@ -56,7 +56,7 @@ class EvaluateCfg:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``myriad evaluate``."""
-    from myriad_lab.cli.arguments import positive_int
+    from myriad_lab.cli.arguments import non_empty_path, positive_int
 
     add_checkpoint_flags(parser, policy="all")
     add_env_flags(parser)
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--k", type=positive_int, help="neighbours of the entropy estimates (default: 50)")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=non_empty_path,
         help="JSON file, written without recordings (default: evaluation.json in the run folder, and recordings/ "
         "beside it; needed with one head, another task or backend, and overrides)",
     )

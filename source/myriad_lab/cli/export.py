@@ -23,10 +23,10 @@ STEPS, ENVS_PER_HEAD = 32, 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``myriad export``."""
-    from myriad_lab.cli.arguments import positive_float
+    from myriad_lab.cli.arguments import non_empty_path, positive_float
 
     add_checkpoint_flags(parser, policy="best")
-    parser.add_argument("--out", type=Path, help="folder (default: export/ in the run folder)")
+    parser.add_argument("--out", type=non_empty_path, help="folder (default: export/ in the run folder)")
     parser.add_argument(
         "--tolerance", type=positive_float, default=1e-5, help="largest difference of an action allowed"
     )

@@ -66,7 +66,7 @@ class PlayCfg:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``myriad play``."""
-    from myriad_lab.cli.arguments import positive_float, positive_int
+    from myriad_lab.cli.arguments import non_empty_path, positive_float, positive_int
 
     add_checkpoint_flags(parser, policy="all")
     add_env_flags(parser)
@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--video_length", type=positive_int, help="control steps (default: an episode)")
     parser.add_argument("--speed", type=positive_float, default=1.0, help="times real time (default: 1)")
     parser.add_argument("--viz", action="store_true", help="open MuJoCo's viewer; needs a display")
-    parser.add_argument("--out", type=Path, help="film (default: videos/ in the run folder)")
+    parser.add_argument("--out", type=non_empty_path, help="film (default: videos/ in the run folder)")
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from myriad_lab.cli.arguments import non_empty, refuse_overrides
+from myriad_lab.cli.arguments import non_empty, non_empty_path, refuse_overrides
 from myriad_lab.errors import ConfigurationError
 
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="runs with other seeds, for intervals on the curves",
     )
-    parser.add_argument("--out", type=Path, help="HTML file (default: report.html in the run folder)")
+    parser.add_argument("--out", type=non_empty_path, help="HTML file (default: report.html in the run folder)")
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from myriad_lab.cli.arguments import positive_float, positive_int, split_overrides
+from myriad_lab.cli.arguments import non_empty_path, positive_float, positive_int, split_overrides
 from myriad_lab.cli.machine import hardware, versions
 from myriad_lab.envs.cores import usable_cores
 from myriad_lab.errors import ConfigurationError
@@ -45,7 +45,7 @@ ERROR_CHARACTERS = 4000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``myriad study``."""
     parser.add_argument("name", help="study in config/study/, or the path of a YAML file")
-    parser.add_argument("--out", type=Path, help="folder of cells and page (default: runs/studies/NAME)")
+    parser.add_argument("--out", type=non_empty_path, help="folder of cells and page (default: runs/studies/NAME)")
     parser.add_argument(
         "--jobs", type=positive_int, default=1, help="cells at a time; keep 1 where wall-clock is compared"
     )

@@ -143,6 +143,7 @@ class PPORunner(Runner):
         state = {
             "rsl": learner,
             "learning_rate": self._rsl.alg.learning_rate,
+            "initial_learning_rate": self.cfg.learning_rate,
             "from_head": self.from_head,
             "env": self.env.state_dict(),
             "episodes": self.episodes.state_dict(),
@@ -154,7 +155,7 @@ class PPORunner(Runner):
         return save_bundle(path, self.actor, self._manifest(obs_groups=self.obs_groups), state)
 
     def load(self, path: str | Path) -> None:
-        """Go on from a bundle that ``save`` wrote, bit-exactly on the CPU.
+        """Go on from a bundle that ``save`` wrote, bit-exactly on the CPU; another learning rate counts from here.
 
         Raises:
             CheckpointError: If the bundle is damaged, or of another task or size; says what differs.
@@ -170,7 +171,11 @@ class PPORunner(Runner):
             self._rsl.alg.load(state["rsl"], None, strict=True)
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit the networks of this configuration: {error}") from error
-        self._rsl.alg.learning_rate = state["learning_rate"]
+        # where another one is asked for, start from there, and not from where the old one had moved to
+        kept = state["initial_learning_rate"] == self.cfg.learning_rate
+        rate = self._rsl.alg.learning_rate = state["learning_rate"] if kept else self.cfg.learning_rate
+        for group in self._rsl.alg.optimizer.param_groups:
+            group["lr"] = rate
         self.env.load_state_dict(state["env"])
         self.episodes.load_state_dict(state["episodes"])
         restore_rng_state(state["rng"])
