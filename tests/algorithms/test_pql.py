@@ -255,7 +255,7 @@ def test_updates_are_counted_and_a_seeded_actor_waits() -> None:
         step, states = chain_step(states, False)
         pql.observe(step)
         pql.update()
-        counts.append((pql.value_updates, pql.policy_updates))
+        counts.append((pql.counts.value_updates, pql.counts.policy_updates))
     assert [v for v, _ in counts] == [int(1.5 * max(0, i + 1 - 4)) for i in range(20)]
     assert all(p == max(0, v - 10) // 2 for v, p in counts)
 

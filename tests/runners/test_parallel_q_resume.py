@@ -21,12 +21,12 @@ def test_other_ratios_hold_from_a_resume_on(changed: dict, save_replay: bool, tm
     half, rest = make(save_replay=save_replay), make(**changed)
     half.learn(4)
     rest.load(half.save(tmp_path / "bundle"))
-    value, policy = rest.algorithm.value_updates, rest.algorithm.policy_updates
+    value, policy = rest.algorithm.counts.value_updates, rest.algorithm.counts.policy_updates
     assert (value, policy) == (92, 46)
     rest.learn(1)
     done = int((25 - (0 if save_replay else 8)) * rest.cfg.value_updates_per_step)
-    assert rest.algorithm.value_updates - value == done
-    assert rest.algorithm.policy_updates - policy == done // rest.cfg.policy_delay
+    assert rest.algorithm.counts.value_updates - value == done
+    assert rest.algorithm.counts.policy_updates - policy == done // rest.cfg.policy_delay
 
 
 @pytest.mark.parametrize("changed", [{"value_updates_per_step": 8.0}, {"policy_delay": 8}])
@@ -36,9 +36,9 @@ def test_other_ratios_hold_between_processes(changed: dict, tmp_path: Path) -> N
     rest.load(half.save(tmp_path / "bundle"))
     rest.learn(2)
     rate, delay, lead = rest.cfg.value_updates_per_step, rest.cfg.policy_delay, rest.runner_cfg.max_lead
-    earned, done = int(42 * rate), rest.algorithm.value_updates - 92
+    earned, done = int(42 * rate), rest.algorithm.counts.value_updates - 92
     assert earned - (lead + 1) * rate <= done <= earned
-    assert done // delay - lead - 1 <= rest.algorithm.policy_updates - 46 <= done // delay
+    assert done // delay - lead - 1 <= rest.algorithm.counts.policy_updates - 46 <= done // delay
 
 
 @pytest.mark.parametrize("warmup", [0, 200])
@@ -49,30 +49,30 @@ def test_another_critic_warmup_counts_until_the_policies_move(warmup: int, tmp_p
     half, rest = seeded(critic_warmup=100), seeded(critic_warmup=warmup)
     half.learn(2)
     rest.load(half.save(tmp_path / "bundle"))
-    assert (rest.algorithm.value_updates, rest.algorithm.policy_updates) == (42, 0)
-    assert rest.algorithm.due_policy_updates(max(42, warmup)) == 0
-    assert rest.algorithm.due_policy_updates(max(42, warmup) + 20) == 10
+    assert (rest.algorithm.counts.value_updates, rest.algorithm.counts.policy_updates) == (42, 0)
+    assert rest.algorithm.counts.due_policy_updates(max(42, warmup)) == 0
+    assert rest.algorithm.counts.due_policy_updates(max(42, warmup) + 20) == 10
 
 
 def test_updates_owed_at_a_resume_without_replay_are_forgotten(tmp_path: Path) -> None:
     half = make()
     half.learn(4)
-    half.algorithm.value_updates -= 40  # as of a parallel run saved while the learners are behind
-    half.algorithm.policy_updates -= 30
+    half.algorithm.counts.value_updates -= 40  # as of a parallel run saved while the learners are behind
+    half.algorithm.counts.policy_updates -= 30
     rest = make()
     rest.load(half.save(tmp_path / "bundle"))
     algorithm = rest.algorithm
-    assert algorithm.due_policy_updates(algorithm.value_updates) == algorithm.policy_updates
-    algorithm.steps += rest.cfg.warmup_steps
-    assert algorithm.earned_value_updates() == algorithm.value_updates
-    algorithm.steps += 1
-    assert algorithm.earned_value_updates() == algorithm.value_updates + 1
+    assert algorithm.counts.due_policy_updates(algorithm.counts.value_updates) == algorithm.counts.policy_updates
+    algorithm.counts.steps += rest.cfg.warmup_steps
+    assert algorithm.counts.earned_value_updates() == algorithm.counts.value_updates
+    algorithm.counts.steps += 1
+    assert algorithm.counts.earned_value_updates() == algorithm.counts.value_updates + 1
 
 
 def test_learners_that_start_behind_get_no_more_lead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("myriad_lab.distributed.workers.WorkerGroup.start", lambda *args: None)
     algorithm = make().algorithm
-    algorithm.steps, algorithm.value_updates, algorithm.policy_updates = 40, 20, 5
+    algorithm.counts.steps, algorithm.counts.value_updates, algorithm.counts.policy_updates = 40, 20, 5
     wiring = ParallelLearners(algorithm, 8, "cpu", "cpu")._wiring
 
     def count(tokens: Tokens) -> int:

@@ -105,11 +105,11 @@ def test_resume_without_replay_collects_first_and_may_change_the_mode(tmp_path: 
     half, rest = make(mode="interleaved"), make(mode="parallel")
     half.learn(2)
     rest.load(half.save(tmp_path / "bundle"))
-    before = rest.algorithm.value_updates
-    assert before == half.algorithm.value_updates == 50 - 8
+    before = rest.algorithm.counts.value_updates
+    assert before == half.algorithm.counts.value_updates == 50 - 8
     rest.learn(2)
-    assert rest.algorithm.idle_steps == 16
-    assert 100 - 16 - rest.runner_cfg.max_lead - 1 <= rest.algorithm.value_updates <= 100 - 16
+    assert rest.algorithm.counts.idle_steps == 16
+    assert 100 - 16 - rest.runner_cfg.max_lead - 1 <= rest.algorithm.counts.value_updates <= 100 - 16
 
 
 @pytest.mark.parametrize(("rate", "delay"), [(2.0, 2), (0.3, 3)])
@@ -118,7 +118,7 @@ def test_ratios_are_held_by_counting(rate: float, delay: int) -> None:
 
     class Watch(Callback):
         def on_step(self, runner: Any, step: Step) -> None:
-            seen.append((runner.algorithm.steps, *runner.learners.updates()))
+            seen.append((runner.algorithm.counts.steps, *runner.learners.updates()))
 
     lead = 4
     runner = make(mode="parallel", max_lead=lead, value_updates_per_step=rate, policy_delay=delay, callbacks=[Watch()])
@@ -160,7 +160,7 @@ def test_learners_draw_different_rows_also_from_a_replay_memory_on_another_devic
         assert torch.equal(rows(1), rows(1))
         assert not torch.equal(rows(1), rows(2))
         before = rows(1)
-        algorithm.value_updates += 1  # as after a halving, when the processes start anew
+        algorithm.counts.value_updates += 1  # as after a halving, when the processes start anew
         assert not torch.equal(rows(1), before)
 
 

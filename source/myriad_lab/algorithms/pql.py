@@ -12,6 +12,7 @@ from tensordict import TensorDict
 from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.pql_cfg import PQLCfg
 from myriad_lab.algorithms.pql_parts import adamw, clip_per_head, noise_ladder, restore, weighted_mean
+from myriad_lab.algorithms.update_counts import UpdateCounts
 from myriad_lab.errors import CheckpointError, ConfigurationError
 from myriad_lab.functional.projection import categorical_projection
 from myriad_lab.networks.normalizer import RunningNormalizer
@@ -84,15 +85,13 @@ class PQL:
         self.noise_scale = self._noise_ladder()
         self.actor_optimizer = adamw(self.actor, cfg.actor_lr, cfg.weight_decay)
         self.critic_optimizer = adamw(self.critic, cfg.critic_lr, cfg.weight_decay)
-        self.steps, self.value_updates, self.policy_updates = 0, 0, 0
-        # env steps that earn no critic update, and critic updates that earn no policy update
-        self.idle_steps, self.idle_updates = float(cfg.warmup_steps), self._ratios()[2]
+        self.counts = self._make_counts()
 
     @torch.no_grad()
     def act(self, obs: TensorDict) -> torch.Tensor:
         """Return exploratory actions in [-1, 1], (num_envs, num_actions)."""
         noise = torch.randn(self.num_envs, self.num_actions, generator=self.generator, device=self.device)
-        if self.steps < self.cfg.warmup_steps and self.prior is None:
+        if self.counts.steps < self.cfg.warmup_steps and self.prior is None:
             return torch.rand(noise.shape, generator=self.generator, device=self.device) * 2.0 - 1.0
         grouped = obs["policy"].unflatten(0, (self.num_policies, -1))
         mean = self.actor.squash(self.actor(grouped)[0]).flatten(0, 1)
@@ -127,17 +126,17 @@ class PQL:
         self.target_critic.update_normalizer(sane(self.cfg.critic_group))
         if isinstance(self.actor.normalizer, RunningNormalizer) and not self.seeded:
             self.actor.normalizer.update(sane("policy"))
-        self.steps += 1
+        self.counts.steps += 1
 
     def update(self) -> dict[str, torch.Tensor]:
         """Do the critic and policy updates that the steps observed so far entitle to; empty if there are none."""
-        due = self.earned_value_updates() - self.value_updates
+        due = self.counts.earned_value_updates() - self.counts.value_updates
         if due <= 0:
             return {}
         logs: dict[str, list[torch.Tensor]] = {}
         for batch in self.sample(due).split(due):
             metrics = self.value_update(batch)
-            if self.policy_update_is_due():
+            if self.counts.policy_update_is_due():
                 metrics |= self.policy_update(batch)
             for key, value in metrics.items():
                 logs.setdefault(key, []).append(value)
@@ -149,30 +148,13 @@ class PQL:
         Updates still owed are forgotten: there is nothing to do them with.
         """
         self.replay = self._make_replay()
-        paid = self.idle_updates + self.policy_updates * self.cfg.policy_delay
-        self._count_from(self.steps + self.cfg.warmup_steps, max(self.value_updates, paid))
+        self.counts.warm_up_again()
 
     def reseed(self, seed: int) -> None:
         """Start all streams of random numbers anew, as in a process beside another one."""
         self.generator.manual_seed(seed)
         if self._draws is not self.generator:
             self._draws.manual_seed(seed + 1)
-
-    def earned_value_updates(self) -> int:
-        """Return how many critic updates the observed steps entitle to, from the start."""
-        return int(max(0, self.steps - self.idle_steps) * self.cfg.value_updates_per_step + 1e-9)
-
-    def paid_steps(self, value_updates: int) -> int:
-        """Return the env step up to which ``value_updates`` critic updates are those earned."""
-        return int(self.idle_steps + value_updates / self.cfg.value_updates_per_step + 1e-9)
-
-    def policy_update_is_due(self) -> bool:
-        """Return whether the critic updates done entitle to one more policy update."""
-        return self.due_policy_updates(self.value_updates) > self.policy_updates
-
-    def due_policy_updates(self, value_updates: int) -> int:
-        """Return how many policy updates ``value_updates`` critic updates entitle to, from the start."""
-        return max(0, value_updates - self.idle_updates) // self.cfg.policy_delay
 
     def sample(self, updates: int = 1) -> ReplayBatch:
         """Draw the rows of ``updates`` minibatches, (num_policies, updates * batch_size, ...)."""
@@ -200,7 +182,7 @@ class PQL:
         # optimiser and target update touch lists of stacked parameters: a handful of kernels for any number of heads
         online = [p.detach() for p in self.critic.parameters()]
         torch._foreach_lerp_(list(self.target_critic.parameters()), online, self.cfg.tau)
-        self.value_updates += 1
+        self.counts.value_updates += 1
         means = (losses.mean(), self.critic.expectation(raw).mean(), value.mean())
         return {key: metric.detach() for key, metric in zip(VALUE_METRICS, means, strict=True)}
 
@@ -210,15 +192,15 @@ class PQL:
         with self._autocast():
             actions = self.actor.squash(self.actor(obs)[0])
             value = self.critic.values(batch.obs[self.cfg.critic_group], actions).float().amin(1)
-        distance = torch.zeros_like(value)
-        pull = torch.zeros_like(value[:, :1])
+        losses, distance = weighted_mean(-value, batch.weights), torch.zeros_like(value)
         if self.prior is not None and self.cfg.prior_weight > 0.0:
             with torch.no_grad():
                 wanted = self.prior.squash(self.prior(obs)[0])
             distance = (actions - wanted).square().mean(-1)
             # in units of each head's values (TD3+BC): as strong before the first reward is met as long after
-            pull = self.cfg.prior_weight * weighted_mean(value.detach().abs(), batch.weights).unsqueeze(1)
-        loss = weighted_mean(pull * distance - value, batch.weights).mean()
+            scale = weighted_mean(value.detach().abs(), batch.weights)
+            losses = losses + self.cfg.prior_weight * scale * weighted_mean(distance, batch.weights)
+        loss = losses.mean()
         parameters = [p for p in self.actor.parameters() if p.requires_grad]
         # only the actor's gradients are formed; the critics' parameters get none
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -226,7 +208,7 @@ class PQL:
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(parameters, self.cfg.max_grad_norm)
         self.actor_optimizer.step()
-        self.policy_updates += 1
+        self.counts.policy_updates += 1
         means = (loss, actions.abs().mean(), distance.mean())
         return {key: metric.detach() for key, metric in zip(POLICY_METRICS, means, strict=True)}
 
@@ -250,9 +232,7 @@ class PQL:
             "actor_optimizer": self.actor_optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
             "generator": self.generator.get_state(),
-            "counters": [self.steps, self.value_updates, self.policy_updates, self.idle_updates],
-            "idle_steps": self.idle_steps,
-            "ratios": self._ratios(),
+            **self.counts.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -273,27 +253,16 @@ class PQL:
                 module.load_state_dict(state[name])
             restore(self.actor_optimizer, state["actor_optimizer"])
             restore(self.critic_optimizer, state["critic_optimizer"])
-            self._restore_counters(state)
+            self.counts = self._make_counts()
+            self.counts.load_state_dict(state)
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit the networks of this configuration: {error}") from error
         self.generator.set_state(state["generator"])
 
-    def _ratios(self) -> list[Any]:
-        return [self.cfg.value_updates_per_step, self.cfg.policy_delay, self.cfg.critic_warmup if self.seeded else 0]
-
-    def _restore_counters(self, state: Mapping[str, Any]) -> None:
-        self.steps, self.value_updates, self.policy_updates, self.idle_updates = (int(x) for x in state["counters"])
-        self.idle_steps = float(state["idle_steps"])
-        if state["ratios"] != self._ratios():
-            rate, delay, _ = state["ratios"]
-            paid = self.idle_updates + self.policy_updates * delay if self.policy_updates else self._ratios()[2]
-            since = max(self.steps, self.idle_steps + self.value_updates / rate)
-            self._count_from(since, max(self.value_updates, paid))
-
-    def _count_from(self, step: float, value_update: int) -> None:
-        """Let what comes after an env step earn critic updates, and after a critic update policy updates."""
-        self.idle_steps = step - self.value_updates / self.cfg.value_updates_per_step
-        self.idle_updates = value_update - self.policy_updates * self.cfg.policy_delay
+    def _make_counts(self) -> UpdateCounts:
+        cfg = self.cfg
+        waits = cfg.critic_warmup if self.seeded else 0
+        return UpdateCounts(cfg.value_updates_per_step, cfg.policy_delay, cfg.warmup_steps, waits)
 
     def _make_replay(self) -> ReplayBuffer:
         return ReplayBuffer(

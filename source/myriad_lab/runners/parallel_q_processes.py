@@ -79,22 +79,23 @@ class ParallelLearners:
         self.algorithm, cfg = algorithm, algorithm.cfg
         context = torch.multiprocessing.get_context("spawn")
         # the collector may go on until it is a full lead ahead of what the critic updates done have paid for
-        paid = algorithm.paid_steps(algorithm.value_updates)
-        self._granted = algorithm.earned_value_updates()
-        due = algorithm.due_policy_updates(algorithm.value_updates) - algorithm.policy_updates
+        counts = algorithm.counts
+        paid = counts.paid_steps(counts.value_updates)
+        self._granted = counts.earned_value_updates()
+        due = counts.due_policy_updates(counts.value_updates) - counts.policy_updates
         self._wiring = Wiring(
             replay=algorithm.replay.share_memory_(),
-            collect=Tokens(context, paid + collector_lead(cfg, max_lead) - algorithm.steps),
-            value=Tokens(context, self._granted - algorithm.value_updates),
+            collect=Tokens(context, paid + collector_lead(cfg, max_lead) - counts.steps),
+            value=Tokens(context, self._granted - counts.value_updates),
             policy=Tokens(context, due),
             policy_room=Tokens(context, max_lead - due),
             actor_weights=WeightMailbox(_weights(algorithm.actor)),
             critic_weights=WeightMailbox(_weights(algorithm.critic)),
             statistics=WeightMailbox(_statistics(algorithm)),
-            updates=torch.tensor([algorithm.value_updates, algorithm.policy_updates]).share_memory_(),
+            updates=torch.tensor([counts.value_updates, counts.policy_updates]).share_memory_(),
             metrics=(_report(VALUE_METRICS), _report(POLICY_METRICS)),
         )
-        self._acting_version = algorithm.policy_updates
+        self._acting_version = counts.policy_updates
         self.workers = WorkerGroup(context)
         payload = _pack(algorithm)
         for name, target, device in (
@@ -119,7 +120,7 @@ class ParallelLearners:
         if self.algorithm.device.type == "cuda":
             torch.cuda.current_stream(self.algorithm.device).synchronize()
         self._wiring.statistics.publish(_statistics(self.algorithm))
-        earned = self.algorithm.earned_value_updates()
+        earned = self.algorithm.counts.earned_value_updates()
         self._wiring.value.grant(earned - self._granted)
         self._granted = earned
 
@@ -151,7 +152,7 @@ class ParallelLearners:
         algorithm.actor.load_state_dict(policy["actor"])
         algorithm.actor_optimizer.load_state_dict(policy["actor_optimizer"])
         torch._foreach_copy_(_statistics(algorithm), newest)
-        algorithm.value_updates, algorithm.policy_updates = value["updates"], policy["updates"]
+        algorithm.counts.value_updates, algorithm.counts.policy_updates = value["updates"], policy["updates"]
 
     def stop(self) -> None:
         """End both processes."""
@@ -163,31 +164,31 @@ def run_value_learner(link: WorkerLink, payload: bytes, wiring: Wiring, device: 
     learner = _unpack(payload, wiring.replay, device, threads, role=1)
     link.answers["state"] = lambda: _dump(
         critic=learner.critic, target_critic=learner.target_critic, critic_optimizer=learner.critic_optimizer,
-        updates=learner.value_updates,
+        updates=learner.counts.value_updates,
     )  # fmt: skip
     while True:
         link.poll()
         wiring.value.take(link.poll)
-        before = learner.value_updates
-        earned = learner.due_policy_updates(before + 1) - learner.due_policy_updates(before)
+        before = learner.counts.value_updates
+        earned = learner.counts.due_policy_updates(before + 1) - learner.counts.due_policy_updates(before)
         for _ in range(earned):
             wiring.policy_room.take(link.poll)
         wiring.actor_weights.fetch(_weights(learner.actor))
         wiring.statistics.fetch(_statistics(learner))
         metrics = learner.value_update(learner.sample())
         if earned:
-            wiring.critic_weights.publish(_weights(learner.critic), (learner.value_updates,))
-        wiring.updates[_VALUE] = learner.value_updates
-        _tell(wiring.metrics[_VALUE], metrics, VALUE_METRICS, learner.value_updates)
+            wiring.critic_weights.publish(_weights(learner.critic), (learner.counts.value_updates,))
+        wiring.updates[_VALUE] = learner.counts.value_updates
+        _tell(wiring.metrics[_VALUE], metrics, VALUE_METRICS, learner.counts.value_updates)
         wiring.policy.grant(earned)
-        wiring.collect.grant(learner.paid_steps(before + 1) - learner.paid_steps(before))
+        wiring.collect.grant(learner.counts.paid_steps(before + 1) - learner.counts.paid_steps(before))
 
 
 def run_policy_learner(link: WorkerLink, payload: bytes, wiring: Wiring, device: str, threads: int) -> None:
     """Update the policies for ever; body of the policy learner's process."""
     learner = _unpack(payload, wiring.replay, device, threads, role=2)
     link.answers["state"] = lambda: _dump(
-        actor=learner.actor, actor_optimizer=learner.actor_optimizer, updates=learner.policy_updates
+        actor=learner.actor, actor_optimizer=learner.actor_optimizer, updates=learner.counts.policy_updates
     )
     while True:
         link.poll()
@@ -195,9 +196,9 @@ def run_policy_learner(link: WorkerLink, payload: bytes, wiring: Wiring, device:
         wiring.critic_weights.fetch(_weights(learner.critic))
         wiring.statistics.fetch(_statistics(learner))
         metrics = learner.policy_update(learner.sample())
-        wiring.actor_weights.publish(_weights(learner.actor), (learner.policy_updates,))
-        wiring.updates[_POLICY] = learner.policy_updates
-        _tell(wiring.metrics[_POLICY], metrics, POLICY_METRICS, learner.policy_updates)
+        wiring.actor_weights.publish(_weights(learner.actor), (learner.counts.policy_updates,))
+        wiring.updates[_POLICY] = learner.counts.policy_updates
+        _tell(wiring.metrics[_POLICY], metrics, POLICY_METRICS, learner.counts.policy_updates)
         wiring.policy_room.grant()
 
 
@@ -257,5 +258,5 @@ def _unpack(payload: bytes, replay: ReplayBuffer, device: str, threads: int, rol
     algorithm = PQL(actor, cfg, packed["num_envs"], packed["obs_sizes"], device, replay=replay)
     # the generator of another device is none for this one, and every process draws its own rows
     algorithm.load_state_dict({**packed["state"], "generator": algorithm.generator.get_state()})
-    algorithm.reseed(packed["seed"] + 1_000_000_007 * role + algorithm.value_updates)
+    algorithm.reseed(packed["seed"] + 1_000_000_007 * role + algorithm.counts.value_updates)
     return algorithm

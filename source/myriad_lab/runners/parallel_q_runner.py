@@ -233,7 +233,7 @@ class ParallelQRunner(Runner):
         return log
 
     def _collect_metrics(self, means: dict[str, float], elapsed: float) -> dict[str, float]:
-        counts = (self.algorithm.value_updates, self.algorithm.policy_updates)
+        counts = (self.algorithm.counts.value_updates, self.algorithm.counts.policy_updates)
         metrics = {**means, **self.episodes.summary(self._has_success)}
         if self._learners is not None:
             metrics |= self._learners.metrics()

@@ -143,7 +143,6 @@ class PPORunner(Runner):
         state = {
             "rsl": learner,
             "learning_rate": self._rsl.alg.learning_rate,
-            "initial_learning_rate": self.cfg.learning_rate,
             "from_head": self.from_head,
             "env": self.env.state_dict(),
             "episodes": self.episodes.state_dict(),
@@ -172,7 +171,7 @@ class PPORunner(Runner):
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit the networks of this configuration: {error}") from error
         # where another one is asked for, start from there, and not from where the old one had moved to
-        kept = state["initial_learning_rate"] == self.cfg.learning_rate
+        kept = bundle.manifest.config["agent"]["learning_rate"] == self.cfg.learning_rate
         rate = self._rsl.alg.learning_rate = state["learning_rate"] if kept else self.cfg.learning_rate
         for group in self._rsl.alg.optimizer.param_groups:
             group["lr"] = rate
