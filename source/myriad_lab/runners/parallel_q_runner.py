@@ -189,9 +189,10 @@ class ParallelQRunner(Runner):
         means = MeanLog()
         for _ in range(self.runner_cfg.num_steps_per_iteration):
             means.add(self._step())
+        averages = means.read()  # waits for the device: the clock is read after it
         elapsed = time.perf_counter() - started
         self.wall_time += elapsed
-        self.metrics = self._collect_metrics(means.read(), elapsed)
+        self.metrics = self._collect_metrics(averages, elapsed)
         check_metrics(self.metrics, (*VALUE_METRICS, *POLICY_METRICS))
         if self.iteration + 1 in self.runner_cfg.halving_iterations and self.num_policies > 1:
             self._halve()

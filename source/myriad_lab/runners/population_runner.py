@@ -176,7 +176,7 @@ class PopulationRunner(Runner):
         if self.iteration == 0:
             self._record("visits_before.npz", 0)
         tensors = {} if self.coverage is None else self.coverage.update(features, valid)
-        tensors |= self.algorithm.update()
+        learnt = _to_floats(tensors | self.algorithm.update())  # waits for the device: the clock is read after it
         updated = time.perf_counter()
         steps = self.env.num_envs * self.env.max_episode_length
         self.env_steps += steps
@@ -184,7 +184,7 @@ class PopulationRunner(Runner):
         self.metrics = {
             "env_steps": float(self.env_steps),
             "wall_time": self.wall_time,
-            **_to_floats(tensors),
+            **learnt,
             **log,
             "Perf/env_steps_per_second": steps / (updated - started),
             "Perf/rollout_s": rolled_out - started,
