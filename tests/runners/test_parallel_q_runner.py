@@ -23,6 +23,7 @@ from myriad_lab.networks.q_ensemble import QEnsembleCfg
 from myriad_lab.portfolio.bundle import load_bundle
 from myriad_lab.portfolio.run_folder import RunFolder
 from myriad_lab.runners.callbacks import Callback
+from myriad_lab.runners.mean_log import MeanLog
 from myriad_lab.runners.parallel_q_processes import POLICY_LEARNER, VALUE_LEARNER, _pack, _unpack
 from myriad_lab.runners.parallel_q_runner import ParallelQRunner, ParallelQRunnerCfg
 from predictable_env import PredictableEnv
@@ -391,3 +392,18 @@ def test_a_seeded_actor_is_trained_in_place_and_waits() -> None:
     runner.learn(2)
     unchanged = [torch.equal(a, b) for a, b in zip(start, actor.parameters(), strict=True)]
     assert not all(unchanged)
+
+
+def test_the_time_of_an_iteration_includes_the_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    def wait(_: MeanLog) -> dict[str, float]:  # reading the means is where a GPU finishes what was queued
+        clock[0] += 5.0
+        return {}
+
+    monkeypatch.setattr("myriad_lab.runners.parallel_q_runner.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(MeanLog, "read", wait)
+    runner = make()
+    runner.learn(2)
+    assert runner.wall_time == 10.0
+    assert runner.metrics["Perf/iteration_time"] == 5.0

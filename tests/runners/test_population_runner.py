@@ -261,3 +261,18 @@ def test_population_learns_to_spread_out_over_an_empty_arena():
     runner.learn(25)
     assert runner.metrics["Population/entropy_pool"] > before["Population/entropy_pool"] + 0.7
     assert runner.metrics["Population/coverage"] > 1.5 * before["Population/coverage"]
+
+
+def test_the_time_of_an_iteration_includes_the_wait_for_the_device(monkeypatch):
+    clock = [0.0]
+
+    def wait(tensors):  # reading the metrics is where a GPU finishes what was queued
+        clock[0] += 5.0
+        return {name: float(value) for name, value in tensors.items()}
+
+    monkeypatch.setattr("myriad_lab.runners.population_runner.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("myriad_lab.runners.population_runner._to_floats", wait)
+    runner = make_runner()
+    runner.learn(1)
+    assert runner.wall_time == clock[0] == 10.0  # the env's log, then the metrics of the update
+    assert runner.metrics["Perf/update_s"] == 5.0
