@@ -12,6 +12,7 @@ from tensordict import TensorDict
 
 from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.pql import POLICY_METRICS, PQL, VALUE_METRICS, PQLCfg
+from myriad_lab.algorithms.pql_parts import noise_ladder
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
 from myriad_lab.networks.q_ensemble import QEnsembleCfg
@@ -230,6 +231,9 @@ def test_what_the_heads_drive_themselves_climbs_the_whole_ladder() -> None:
     assert ladder(2, 0.5) == ladder(1, 0.0) == pytest.approx([0.7] * 2)
     with pytest.raises(ConfigurationError, match=r"prior_fraction=0.3 of the 3 envs .* at least 4 of num_envs"):
         ladder(3, 0.3)
+    for share in range(1, 100):  # in hundredths, which binary numbers only come close to
+        _, prior = noise_ladder(100, 0.1, 0.7, share / 100)
+        assert int(prior.sum()) == share
 
 
 def test_only_an_unseeded_actor_starts_with_random_actions() -> None:
@@ -315,3 +319,6 @@ def test_bad_settings_are_named() -> None:
         make(critic=QEnsembleCfg(kind="scaler"))
     with pytest.raises(ConfigurationError, match="privileged"):
         make(critic_group="privileged")
+    clipped = PopulationActor(CHAIN, 1, 2, PopulationActorCfg(trunk=[16], adapter_dim=8, squash="clip"))
+    with pytest.raises(ConfigurationError, match="policies that end in tanh"):
+        PQL(clipped, PQLCfg(), 4, SIZES)

@@ -14,6 +14,7 @@ import myriad_lab.cli.study as study_command
 import myriad_lab.evaluation.report as report_page
 from myriad_lab.cli.checkpoints import best_head, choose_heads, env_of, env_values, open_bundle
 from myriad_lab.cli.evaluate import EvaluateCfg, evaluate
+from myriad_lab.cli.export import recorded_observations
 from myriad_lab.cli.main import main
 from myriad_lab.errors import CheckpointError, ConfigurationError
 from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
@@ -229,6 +230,15 @@ def test_commands_one_after_the_other(tmp_path: Path, capsys: pytest.CaptureFixt
     obs = np.zeros((1, bundle.actor.num_obs), dtype=np.float32)
     expected = bundle.actor.single(best)(torch.from_numpy(obs)).detach().numpy()
     np.testing.assert_allclose(session.run(None, {"obs": obs})[0], expected, atol=1e-6)
+
+
+def test_export_leaves_alone_what_heads_saw_that_are_gone(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path)
+    evaluate(bundle, SMALL)
+    _, heads = recorded_observations(bundle)
+    assert set(heads) == {0, 1}
+    halved = Bundle(bundle.path, bundle.manifest, bundle.actor.select([0]))
+    assert recorded_observations(halved) == (None, None)
 
 
 def test_export_without_an_evaluation_records_a_little(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -163,11 +163,14 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("kmyriad", ["--run_name", "other"], ["--run_name other", "run_name=''"]),
         ("kmyriad", ["agent.actor.trunk=[16]"], ["agent.actor.trunk=[16]", "has [8] and keeps its networks"]),
         ("kmyriad", ["--logger", "wandb"], ["needs the package wandb"]),
-        ("pql", ["agent.critic.hidden=[16]"], ["does not fit the networks", "size mismatch"]),
+        ("pql", ["agent.critic.hidden=[16]"], ["agent.critic.hidden=[16]", "has [8] and keeps its networks"]),
+        ("pql", ["agent.critic.activation=tanh"], ["agent.critic.activation=tanh", "has relu and keeps its networks"]),
+        ("pql", ["--seeding", "best"], ["--seeding best", "began with --seeding all", "leave it out"]),
         ("pql", ["agent.replay_capacity=80"], ["replay memory"]),
         ("pql", ["--num_envs", "16"], ["num_envs: 8 in the bundle, 16 asked for"]),
         ("pql", ["agent.prior_fraction=0.5"], ["prior_fraction=0.5", "portfolio"]),
-        ("ppo", ["agent.critic_hidden_dims=[16]"], ["does not fit the networks", "size mismatch"]),
+        ("ppo", ["agent.critic_hidden_dims=[16]"], ["agent.critic_hidden_dims=[16]", "keeps its networks"]),
+        ("ppo", ["agent.activation=tanh"], ["agent.activation=tanh", "has elu and keeps its networks"]),
         ("ppo", ["agent.actor_hidden_dims=[16]"], ["agent.actor_hidden_dims=[16]", "keeps its networks"]),
     ],
 )
@@ -192,7 +195,13 @@ def test_a_refused_resume_leaves_the_run_as_it_was(
 
 def test_what_is_given_again_is_no_other_setting(finished: dict[str, Path]) -> None:
     folder = finished["kmyriad"]
-    same = {"seed": 0, "runs_root": str(folder.parents[1]), "experiment_name": folder.parent.name, "run_name": ""}
+    same = {
+        "seed": 0,
+        "seeding": "all",
+        "runs_root": str(folder.parents[1]),
+        "experiment_name": folder.parent.name,
+        "run_name": "",
+    }
     assert train({**same, "checkpoint": str(folder)}, ["env.arena=maze", "env.arena_scale=0.4"]).done_before
 
 

@@ -98,6 +98,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ([*ON_PQL, "--seeding", "halving", "--max_env_steps", "9"], ["halving", "env steps"]),
         ([*ON_PQL, "--seeding", "halving", "--max_iterations", "1"], ["max_iterations=1", "give at least 2"]),
         (["--task", TASK, "--algorithm", "ppo", "agent.runner.save_interval=0"], ["save_interval=0"]),
+        (
+            ["--task", TASK, "--algorithm", "ppo", "agent.min_log_std=-1.0"],
+            ["min_log_std=-1.0 has no effect", "nothing"],
+        ),
+        ([*ON_PQL, "agent.actor.squash=clip"], ["squash='clip'", "end in tanh"]),
     ],
 )
 def test_bad_input(arguments: list[str], says: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,6 +157,10 @@ def test_the_bundle_of_another_robot(trained: Path, capsys: pytest.CaptureFixtur
             ["--task", f"{TASK}-Goal", "--algorithm", "ppo", "--num_envs", "8", "--seeding", "all"],
             ["--seeding all", "ppo trains one policy", "best head"],
         ),
+        (
+            ["--task", f"{TASK}-Goal", "--algorithm", "ppo", "--num_envs", "8", "agent.init_std=0.1"],
+            ["agent.init_std=0.1 has no effect", "a head, which brings its noise"],
+        ),
     ],
 )
 def test_what_a_portfolio_leaves_without_effect(
@@ -159,6 +168,13 @@ def test_what_a_portfolio_leaves_without_effect(
 ) -> None:
     line = refused(capsys, "--portfolio", str(trained), *arguments)
     assert all(text in line for text in says), line
+
+
+def test_pql_from_policies_that_do_not_end_in_tanh(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = {"task": f"{TASK}-Goal", "algorithm": "ppo", "num_envs": 8, "max_iterations": 1, "logger": "none"}
+    small = ["agent.actor_hidden_dims=[8]", "agent.critic_hidden_dims=[8]", "agent.num_steps_per_env=4"]
+    folder = train_module.train(flags, small).folder
+    assert "end in tanh" in refused(capsys, "--portfolio", str(folder), *ON_PQL[:-4], "--num_envs", "8")
 
 
 def test_another_number_of_heads(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

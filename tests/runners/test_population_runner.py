@@ -56,6 +56,20 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, epochs):
     assert [row["iteration"] for row in rows] == [0, 1, 2, 3, 4]
 
 
+def test_a_resume_remembers_what_is_not_measured_in_every_iteration(tmp_path):
+    first = make_runner(tmp_path, statistics_interval=5)
+    first.learn(2)
+    resumed = make_runner(tmp_path, statistics_interval=5)
+    resumed.load(RunFolder(tmp_path).latest())
+    resumed.learn(1)
+    assert "Population/diversity" not in resumed.metrics
+    before, after = (load_bundle(path).manifest for path in RunFolder(tmp_path).list_checkpoints()[-2:])
+    assert (before.iteration, after.iteration) == (2, 3)
+    assert after.head_metrics == before.head_metrics
+    assert len(after.head_metrics["entropy"]) == 2
+    assert after.metrics["Population/diversity"] == before.metrics["Population/diversity"] is not None
+
+
 def test_run_leaves_bundles_metrics_and_recordings(tmp_path):
     runner = make_runner(tmp_path, loop={"save_interval": 2, "keep_checkpoints": 1})
     runner.learn(5)

@@ -110,6 +110,16 @@ def test_from_head_starts_as_the_head(state_dependent_std: bool, normalized: boo
         assert torch.equal(head.act(obs["policy"], deterministic=True).action, expected)
 
 
+def test_a_head_plays_in_training_what_its_bundle_plays() -> None:
+    head = make_head(squash="clip")
+    runner = make_runner(head)
+    played = []
+    runner.env.step = lambda actions, step=runner.env.step: played.append(actions) or step(actions)
+    runner._view.step(torch.full((runner.env.num_envs, 2), 2.0))
+    assert torch.equal(played[0], head.squash(torch.full_like(played[0], 2.0)))
+    assert played[0].eq(1.0).all()
+
+
 def test_from_head_learns_and_keeps_the_network(folder: RunFolder) -> None:
     head = make_head()
     runner = make_runner(head, folder)

@@ -6,8 +6,8 @@ import logging
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from host_waits import NoHostWaits
 from myriad_lab.errors import CheckpointError, ConfigurationError
 from myriad_lab.storage.particles import ParticleBuffer
 
@@ -107,14 +107,6 @@ def test_unwritten_slots_are_poison():
         buffer.sample(5, generator())
 
 
-class NoReadBack(TorchDispatchMode):
-    """Refuse the operations that would make a host wait for a device."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert not any(name in str(func) for name in ("_local_scalar_dense", "nonzero", "unique", "masked_select"))
-        return func(*args, **(kwargs or {}))
-
-
 def test_65536_envs_of_1024_policies(caplog):
     """Every policy has 64 envs x 4 particles an iteration, the window holds three iterations; no host waits."""
     with caplog.at_level(logging.INFO):
@@ -122,7 +114,7 @@ def test_65536_envs_of_1024_policies(caplog):
     assert buffer.num_bytes == 1024 * 768 * (2 * 4 + 8)
     assert "12.0 MiB" in caplog.text
     ids = torch.arange(65_536).repeat_interleave(4).view(1024, 256)
-    with NoReadBack():
+    with NoHostWaits():
         for iteration in range(4):
             rows = torch.stack([ids.float(), torch.full((1024, 256), float(iteration))], dim=-1)
             buffer.add(rows, ids + 65_536 * iteration, valid=ids % 7 > 0)

@@ -83,7 +83,8 @@ class PopulationOptimizer:
     @property
     def learning_rate(self) -> torch.Tensor:
         """Step size of the trunk now, a scalar tensor."""
-        return torch.as_tensor(self.adam.param_groups[0]["lr"]).clone()
+        rate = self.adam.param_groups[0]["lr"]
+        return rate.clone() if isinstance(rate, torch.Tensor) else torch.full((), rate)
 
     def set_iteration(self, iteration: int) -> None:
         """Set the step sizes for an iteration, counted from 0."""

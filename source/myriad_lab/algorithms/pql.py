@@ -11,7 +11,7 @@ from tensordict import TensorDict
 
 from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.pql_cfg import PQLCfg
-from myriad_lab.algorithms.pql_parts import adamw, clip_per_head, noise_ladder, restore, weighted_mean
+from myriad_lab.algorithms.pql_parts import adamw, check_squash, clip_per_head, noise_ladder, restore, weighted_mean
 from myriad_lab.algorithms.update_counts import UpdateCounts
 from myriad_lab.errors import CheckpointError, ConfigurationError
 from myriad_lab.functional.projection import categorical_projection
@@ -35,7 +35,7 @@ class PQL:
     categorical critic takes the whole distribution of the head with the smaller expectation, so that mass is kept.
 
     Args:
-        actor: The policies; trained in place, acts with ``tanh(mean)``, its log-std is left alone.
+        actor: The policies; trained in place, acts with ``tanh(mean)``, its log-std has no loss of its own.
         cfg: Settings.
         num_envs: Envs observed per step; env e belongs to head ``e // (num_envs // num_policies)``.
         obs_sizes: Group -> width; needs ``policy`` and ``cfg.critic_group``.
@@ -66,6 +66,7 @@ class PQL:
         missing = {"policy", cfg.critic_group} - obs_sizes.keys()
         if missing:
             raise ConfigurationError(f"PQL needs the observation groups {sorted(missing)}; got {sorted(obs_sizes)}.")
+        check_squash(actor.cfg.squash)
         self.cfg, self.num_envs, self.seeded = cfg, num_envs, seeded
         self.device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", which can be compared
         self.num_policies, self.num_actions = actor.num_policies, actor.num_actions
@@ -147,6 +148,7 @@ class PQL:
 
         Updates still owed are forgotten: there is nothing to do them with.
         """
+        del self.replay  # before the next one is allocated
         self.replay = self._make_replay()
         self.counts.warm_up_again()
 

@@ -23,6 +23,19 @@ def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         group.update(setting)
 
 
+def check_squash(squash: str) -> None:
+    """Refuse policies that do not end in tanh.
+
+    Raises:
+        ConfigurationError: Unless ``squash`` is ``tanh``.
+    """
+    if squash != "tanh":
+        raise ConfigurationError(
+            f"squash={squash!r}: PQL needs policies that end in tanh. Those of PPO from scratch are cut off at -1 and "
+            "1 instead, where an action has no gradient; start from a population of kmyriad or pql"
+        )
+
+
 def weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Return the mean of (m, batch) over usable rows, (m,)."""
     return (values * weights).sum(-1) / weights.sum(-1).clamp_min(1.0)
@@ -44,9 +57,9 @@ def noise_ladder(num_envs: int, low: float, high: float, prior_fraction: float) 
     Raises:
         ConfigurationError: If a share of the envs should follow the prior and none does.
     """
-    rank = torch.arange(num_envs)
-    # spread evenly over the block
-    prior = ((rank + 1) * prior_fraction).floor() > (rank * prior_fraction).floor()
+    # spread evenly over the block; a share such as 0.29 is a little less than it says in binary
+    passed = (torch.arange(num_envs + 1, dtype=torch.float64) * prior_fraction + 1e-9).floor()
+    prior = passed.diff() > 0.0
     if prior_fraction > 0.0 and not bool(prior.any()):
         raise ConfigurationError(
             f"prior_fraction={prior_fraction} of the {num_envs} envs of each head is none: give each head at least "

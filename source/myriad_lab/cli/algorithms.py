@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from myriad_lab.algorithms.kmyriad import KMyriadCfg
 from myriad_lab.algorithms.pql import PQLCfg
+from myriad_lab.algorithms.pql_parts import check_squash
 from myriad_lab.envs.contract import VecEnv
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
@@ -103,6 +104,7 @@ def check(algorithm: str, agent: Any, task: Any, num_envs: int, num_policies: in
     elif algorithm == "pql":
         _check_widths(agent.actor)
         agent.validate()
+        check_squash(agent.actor.squash)
         agent.check_prior(seeded)
         agent.runner.validate()
         for device in filter(None, (agent.runner.value_device, agent.runner.policy_device)):

@@ -114,7 +114,11 @@ def recorded_observations(bundle: Bundle) -> tuple[Any, Any]:
         if not (run.recordings / name).is_file():
             continue
         record = EpisodeRecord.load(run.recordings / name)
-        if record.policy_obs is not None and record.policy_obs.shape[1] == bundle.actor.num_obs:
+        if record.policy_obs is None or record.policy_heads is None:
+            continue
+        # of other terms, or of heads that halving has dropped since
+        fits = record.policy_obs.shape[1] == bundle.actor.num_obs
+        if fits and record.policy_heads.max(initial=0) < bundle.actor.num_policies:
             return record.policy_obs, record.policy_heads
     return None, None
 

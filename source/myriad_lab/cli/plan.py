@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from myriad_lab.algorithms.pql_parts import check_squash
 from myriad_lab.cli import algorithms
 from myriad_lab.cli.configuration import compose, flatten, list_presets, load_preset, parse_overrides
 from myriad_lab.cli.run_cfg import RunCfg, check_choices
@@ -264,6 +265,14 @@ def _check_place(resume: Any, flags: Mapping[str, Any]) -> None:
 def _check_seeding(plan: TrainPlan, seeding: str | None, asked: Mapping[str, Any]) -> None:
     """Refuse what was asked for (not what a preset says) and a portfolio, or its absence, leaves without effect."""
     run, bundle = plan.run, plan.seed_from
+    began = None if plan.resume is None else plan.resume.manifest.config.get("run", {}).get("seeding")
+    if seeding is not None and began not in (None, seeding):
+        raise ConfigurationError(
+            f"--seeding {seeding}: {plan.resume.path} began with --seeding {began} and goes on with its heads; "
+            "leave it out"
+        )
+    if run.algorithm == "ppo":
+        _check_noise(bundle is not None, asked)
     if bundle is None:
         if seeding == "best" and plan.resume is None:
             raise ConfigurationError(
@@ -275,6 +284,8 @@ def _check_seeding(plan: TrainPlan, seeding: str | None, asked: Mapping[str, Any
             f"--seeding {seeding}: ppo trains one policy, which starts from the best head of a portfolio; leave it out"
         )
     network = flatten(bundle.manifest.network["cfg"])
+    if run.algorithm == "pql":
+        check_squash(network["squash"])
     for key, value in flatten(asdict(plan.agent_cfg)).items():
         name = key.removeprefix("actor.")
         if key in asked and key.startswith(("actor.", "actor_hidden_dims")) and network.get(name) != value:
@@ -283,11 +294,18 @@ def _check_seeding(plan: TrainPlan, seeding: str | None, asked: Mapping[str, Any
             )
 
 
+def _check_noise(from_head: bool, asked: Mapping[str, Any]) -> None:
+    """Refuse the setting of PPO's noise that belongs to the other kind of start."""
+    key, start = ("init_std", "a head, which brings its noise") if from_head else ("min_log_std", "nothing")
+    if key in asked:
+        raise ConfigurationError(f"agent.{key}={asked[key]} has no effect where ppo starts from {start}; leave it out")
+
+
 def _check_kept(plan: TrainPlan) -> None:
-    """Refuse another map or goal than that of the resumed run, and another shape of the policies, which it keeps."""
+    """Refuse another map or goal than that of the resumed run, and other networks than those it keeps."""
     config, ours = plan.resume.manifest.config, plan.config()
     for section, starts, what in (
-        ("agent", ("actor.", "actor_hidden_dims"), "keeps its networks"),
+        ("agent", ("actor.", "actor_hidden_dims", "critic.", "critic_hidden_dims", "activation"), "keeps its networks"),
         ("env", ("arena", "goal"), "keeps its map and its goal; --portfolio starts another run from it"),
     ):
         kept = flatten(config.get(section, {}))

@@ -40,7 +40,7 @@ class StoryCfg:
     pretrain: StageCfg = field(default_factory=StageCfg)
     """Reward-free pre-training of the population."""
     finetune: StageCfg = field(default_factory=StageCfg)
-    """Finetuning of the whole portfolio for a far goal."""
+    """Finetuning of the portfolio, or of its best head, for a far goal."""
     ant: StageCfg = field(default_factory=StageCfg)
     """Pre-training of a second robot, shown on video; none without a preset."""
     goal_percentile: float = 80.0

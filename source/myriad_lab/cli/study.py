@@ -130,7 +130,10 @@ def split_cores(cores: Sequence[int], jobs: int) -> list[list[int]]:
 
 
 def make_signatures(study: StudyCfg, goals: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Return id -> fingerprint of all that the result of a cell depends on, presets and prerequisites included."""
+    """Return id -> fingerprint of all that a cell was asked to do, presets and prerequisites included.
+
+    Code and the defaults it holds are not in it: after a change of those, another ``--out`` makes the cells again.
+    """
     from myriad_lab.cli.configuration import parse_overrides
     from myriad_lab.cli.main import parser_of
     from myriad_lab.cli.plan import given_flags, make_layers

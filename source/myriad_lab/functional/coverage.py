@@ -29,9 +29,9 @@ def visited_cells(points: torch.Tensor, extent: Sequence[float], cells: int = CE
         raise ConfigurationError(f"extent {tuple(extent)} is not x_min, x_max, y_min, y_max, or cells={cells} < 1.")
     if points.shape[-1] < 2:
         raise ConfigurationError(f"points must hold x and y in their last axis, got the shape {tuple(points.shape)}.")
-    low = torch.tensor([extent[0], extent[2]], dtype=points.dtype, device=points.device)
-    span = torch.tensor([extent[1] - extent[0], extent[3] - extent[2]], dtype=points.dtype, device=points.device)
-    share = (points[..., :2].reshape(-1, 2) - low) / span
+    # One axis at a time: numbers reach a device as arguments, a tensor of them would have to be copied there.
+    x, y = points[..., 0].reshape(-1), points[..., 1].reshape(-1)
+    share = torch.stack([(x - extent[0]) / (extent[1] - extent[0]), (y - extent[2]) / (extent[3] - extent[2])], dim=-1)
     inside = ((share >= 0.0) & (share <= 1.0)).all(dim=-1)
     cell = (torch.nan_to_num(share).clamp(0.0, 1.0) * cells).long().clamp(max=cells - 1)
     index = torch.where(inside, cell[:, 0] * cells + cell[:, 1], cells * cells)

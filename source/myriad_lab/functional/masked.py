@@ -43,9 +43,9 @@ def park_invalid(points: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     Returns:
         Points, shape (n, d); those that are valid unchanged.
     """
-    kept = torch.where(mask.unsqueeze(1), points, points.new_tensor(torch.inf))
+    kept = torch.where(mask.unsqueeze(1), points, torch.inf)
     low = kept.amin(0)
-    high = torch.where(mask.unsqueeze(1), points, points.new_tensor(-torch.inf)).amax(0)
+    high = torch.where(mask.unsqueeze(1), points, -torch.inf).amax(0)
     # With no valid point at all the box is empty; any finite box will do.
     low, high = torch.nan_to_num(low, posinf=0.0), torch.nan_to_num(high, neginf=0.0)
     diameter = (high - low).norm().clamp_min(1.0)

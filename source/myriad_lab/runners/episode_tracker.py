@@ -29,12 +29,13 @@ class EpisodeTracker:
         self._heads = torch.arange(num_policies, device=device).unsqueeze(1)
 
     def step(self, rewards: torch.Tensor, dones: torch.Tensor, valid: torch.Tensor, success: torch.Tensor) -> None:
-        """Take one env step; an episode that diverged is dropped.
+        """Take one env step; an episode whose last step is not valid is dropped.
 
         Args:
             rewards: Rewards, (num_envs,).
             dones: Whether the episode ended, bool (num_envs,).
-            valid: False where the physics broke, bool (num_envs,).
+            valid: False where the physics broke, or where the episode is not of the policy that is measured, bool
+                (num_envs,).
             success: Whether the goal was reached in this episode, bool (num_envs,).
         """
         self._running[0] += torch.where(valid, rewards, 0.0)

@@ -160,6 +160,9 @@ class PopulationRunner(Runner):
         self.iteration, self.env_steps = int(state["iteration"]), int(state["env_steps"])
         self.wall_time, self._best = float(state["wall_time"]), float(state["best"])
         self.metrics = {name: value for name, value in bundle.manifest.metrics.items() if value is not None}
+        self._population = {name: value for name, value in self.metrics.items() if name.startswith("Population/")}
+        heads = bundle.manifest.head_metrics
+        self.algorithm.state_rewards.head_statistics = {k: torch.tensor(values) for k, values in heads.items()}
         restore_rng_state(state["rng"])
         for sink in self.loggers:
             sink.rewind(self.iteration)

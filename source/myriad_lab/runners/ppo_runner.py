@@ -171,7 +171,8 @@ class PPORunner(Runner):
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit the networks of this configuration: {error}") from error
         # where another one is asked for, start from there, and not from where the old one had moved to
-        kept = bundle.manifest.config["agent"]["learning_rate"] == self.cfg.learning_rate
+        saved = bundle.manifest.config.get("agent", {}).get("learning_rate", self.cfg.learning_rate)
+        kept = saved == self.cfg.learning_rate
         rate = self._rsl.alg.learning_rate = state["learning_rate"] if kept else self.cfg.learning_rate
         for group in self._rsl.alg.optimizer.param_groups:
             group["lr"] = rate
@@ -194,7 +195,8 @@ class PPORunner(Runner):
         """Set up the env view and RSL-RL's runner for a start from scratch or from a head."""
         self.from_head = head is not None
         groups = sorted({name for names in self.obs_groups.values() for name in names})
-        self._view = RslEnvView(self.env, groups, "tanh" if self.from_head else "clip", self._on_step)
+        squash = "clip" if head is None else head.cfg.squash
+        self._view = RslEnvView(self.env, groups, squash, self._on_step)
         actor = self.cfg.mlp_actor()
         if head is not None:
             actor = {"class_name": HeadModel, "actor": head, "min_log_std": self.cfg.min_log_std}

@@ -163,7 +163,7 @@ class ReplayBuffer:
         self._rewards[here].copy_(torch.where(valid, rewards, 0.0))
         self._tickets[here].copy_(torch.where(ended, tickets, -1))
         self._flags[here].copy_(terminated * _TERMINATED + time_outs * _TIME_OUT + valid * _VALID)
-        self._epochs[here] = len(self._collectors) - 1
+        self._epochs[here].fill_(len(self._collectors) - 1)
         self._tickets_issued += rank[-1]
         self._advance(after)
 
