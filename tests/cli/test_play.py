@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,6 +121,38 @@ def test_viewer_needs_a_display(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     bundle = make_bundle(tmp_path, ANTS, {})
     with pytest.raises(ConfigurationError, match="--viz needs a display"):
         play.view(bundle)
+
+
+def test_viewer_shows_the_robot_of_the_head_until_it_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mujoco = pytest.importorskip("mujoco")
+    shown: list[np.ndarray] = []
+
+    class Window:
+        def __init__(self, model: Any, data: Any) -> None:
+            self.data = data
+
+        def __enter__(self) -> Window:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            shown.append(np.zeros(0))
+
+        def is_running(self) -> bool:
+            return len(shown) < 3
+
+        def sync(self) -> None:
+            shown.append(self.data.qpos.copy())
+
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(mujoco, "viewer", SimpleNamespace(launch_passive=Window), raising=False)
+    monkeypatch.setitem(sys.modules, "mujoco.viewer", mujoco.viewer)
+    play.view(make_bundle(tmp_path, ANTS, {}), PlayCfg(speed=8.0), heads=[1])
+    first, second, third, closed = shown
+    assert first.shape == (15,)
+    assert 0.2 < first[2] < 1.0, "the ant stands"
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(second, third)
+    assert closed.size == 0
 
 
 def test_films_do_not_change_the_training(tmp_path: Path) -> None:

@@ -130,7 +130,21 @@ def test_ratios_are_held_by_counting(rate: float, delay: int) -> None:
         earned = max(0, steps - 8) * rate
         assert earned - slack * rate - 1 <= value <= earned
         assert value / delay - lead - 1 <= policy <= value / delay
-    assert runner.metrics["Perf/policy_lag"] >= 0.0
+    assert 0.0 <= runner.metrics["Perf/policy_lag"] <= 2 * lead + 2
+
+
+def test_policy_lag_is_that_of_the_policy_that_acts() -> None:
+    acting = []
+
+    def hold_back(runner: Any) -> None:
+        mailbox = runner.learners._wiring.actor_weights
+        acting.append(runner.learners._acting_version)
+        mailbox.fetch = lambda into: None
+
+    runner = make(mode="parallel", max_lead=4, policy_delay=1, callbacks=[Hook(30, hold_back)])
+    runner.learn(4)
+    done = runner.algorithm.counts.policy_updates
+    assert 100 - 8 - 2 * 4 - 2 - acting[0] <= runner.metrics["Perf/policy_lag"] <= done - acting[0]
 
 
 def test_saving_keeps_the_newest_observation_statistics(tmp_path: Path) -> None:

@@ -265,12 +265,13 @@ def _check_place(resume: Any, flags: Mapping[str, Any]) -> None:
 def _check_seeding(plan: TrainPlan, seeding: str | None, asked: Mapping[str, Any]) -> None:
     """Refuse what was asked for (not what a preset says) and a portfolio, or its absence, leaves without effect."""
     run, bundle = plan.run, plan.seed_from
-    began = None if plan.resume is None else plan.resume.manifest.config.get("run", {}).get("seeding")
-    if seeding is not None and began not in (None, seeding):
-        raise ConfigurationError(
-            f"--seeding {seeding}: {plan.resume.path} began with --seeding {began} and goes on with its heads; "
-            "leave it out"
-        )
+    if plan.resume is not None and seeding is not None:
+        began = plan.resume.manifest.config.get("run", {}).get("seeding", seeding)
+        if seeding != began:
+            raise ConfigurationError(
+                f"--seeding {seeding}: {plan.resume.path} began with --seeding {began} and goes on with its heads; "
+                "leave it out"
+            )
     if run.algorithm == "ppo":
         _check_noise(bundle is not None, asked)
     if bundle is None:

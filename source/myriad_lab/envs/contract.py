@@ -93,7 +93,8 @@ class VecEnv(RslVecEnv):
     * ``dones``: long ``(num_envs,)``, 1 where the episode ended.
     * ``extras["terminated"]``, ``extras["time_outs"]``: bool ``(num_envs,)``, exclusive, their union is ``dones``.
     * ``extras["diverged"]``: bool ``(num_envs,)``: the physics broke, the env was reset; the row (reported as a
-      time-out) must never reach a buffer.
+      time-out, with a reward of 0) must never reach a buffer of ours. RSL-RL knows no such rows: its runners see a
+      time-out.
     * ``extras["final_obs"]``: only if the env was built with ``final_obs=True``; a TensorDict like ``obs``, the true
       last observation of the finished episodes, valid on the rows with ``dones`` alone.
     * ``extras["log"]``: scalars to log: ``Episode_Reward/<term>``, ``Episode_Termination/<name>``, ``Metrics/<name>``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rsl_rl.env import VecEnv as RslVecEnv
@@ -34,7 +34,7 @@ class RslEnvView(RslVecEnv):
         self,
         env: VecEnv,
         groups: list[str],
-        squash: Literal["tanh", "clip"],
+        squash: str,
         on_step: Callable[[Step, dict[str, Any]], None] | None = None,
     ) -> None:
         self.env = env

@@ -17,9 +17,9 @@ FULL_ADAPTER_MAX = 1024
 def run(device: str, quick: bool) -> list[BenchmarkLine]:
     """Return one line each for acting and for updating, for several sizes m at a fixed number of envs.
 
-    The reference is the single policy (m = 1) of the same network on the same number of envs: its arithmetic is the
-    same, so the ratio tells what splitting the batch over m heads costs. The note gives the rate of arithmetic and the
-    share of a large matmul's rate, the floor of any implementation.
+    The reference is the single policy (m = 1) of the same network, adapters included, on the same number of envs: its
+    arithmetic is the same, so the ratio tells what splitting the batch over m heads costs. The note gives the rate of
+    arithmetic and the share of a large matmul's rate, the floor of any implementation.
     """
     num_envs = 512 if quick else 4096
     sizes = (1, 8, 64) if quick else (1, 8, 32, 128, 512, 1024, 4096)
@@ -27,18 +27,19 @@ def run(device: str, quick: bool) -> list[BenchmarkLine]:
     peak = _matmul_rate(device)
     lines: list[BenchmarkLine] = []
     for kind in ("act", "update"):
-        single = 0.0
+        single: dict[str, float] = {}
         for m in sizes:
             adapter = "full" if m <= FULL_ADAPTER_MAX else "low_rank"
-            actor = PopulationActor(NUM_OBS, NUM_ACTIONS, m, PopulationActorCfg(adapter=adapter)).to(device)
-            work = _act(actor, num_envs, device) if kind == "act" else _update(actor, num_envs, device)
-            median, p95 = measure(work, repetitions, warmup=2, device=device)
-            single = median if m == 1 else single
+            for size in sorted({1, m} if adapter not in single else {m}):
+                actor = PopulationActor(NUM_OBS, NUM_ACTIONS, size, PopulationActorCfg(adapter=adapter)).to(device)
+                work = _act(actor, num_envs, device) if kind == "act" else _update(actor, num_envs, device)
+                median, p95 = measure(work, repetitions, warmup=2, device=device)
+                single.setdefault(adapter, median)
             rate = _flops(actor, num_envs) * (1 if kind == "act" else 3) / median
             note = f"{rate / 1e9:.1f} GFLOP/s, {rate / peak:.0%} of a large matmul"
             note += "" if adapter == "full" else f", {adapter} adapters"
-            size = f"m = {m}, {num_envs} envs"
-            lines.append(BenchmarkLine(f"population {kind}", size, median, p95, single, "single policy", note))
+            what = f"m = {m}, {num_envs} envs"
+            lines.append(BenchmarkLine(f"population {kind}", what, median, p95, single[adapter], "single policy", note))
     return lines
 
 

@@ -18,7 +18,9 @@ ENGINES = ("auto", "batch", "rollout")
 
 
 class Engine(Protocol):
-    """``num_envs`` simulations of one model; arrays are float64, one row per simulation.
+    """``num_envs`` simulations of one model on the cores of this machine; arrays are float64, one row per simulation.
+
+    An engine whose states live on a GPU does not fit here: it implements ``Simulator``, one level up.
 
     ``motion`` and ``ctrl`` are live: what is written there is the state or the control of the next ``step``.
     ``sensordata`` describes the last substep of the last ``step`` and is meaningless before the first one.

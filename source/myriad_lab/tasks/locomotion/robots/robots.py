@@ -16,6 +16,7 @@ ANT = RobotCfg(
     joint_names=_ANT_JOINTS,
     default_joint_pos=(0.0,) * 8,
     start_height=0.6,
+    contact_bodies=tuple(f"{leg}_shank" for leg in _ANT_LEGS),
     mjcf=f"{_PACKAGE}:ant.xml",
     radius=0.5,
 )
@@ -45,6 +46,7 @@ HUMANOID = RobotCfg(
     joint_names=_HUMANOID_JOINTS,
     default_joint_pos=(0.0,) * 21,
     start_height=1.2,
+    contact_bodies=tuple(f"{side}_foot" for side in _SIDES),
     mjcf=f"{_PACKAGE}:humanoid.xml",
     radius=0.4,
 )
