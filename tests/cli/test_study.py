@@ -373,6 +373,7 @@ def test_aggregation_golden(tmp_path: Path) -> None:
     assert "| method A | 3 of 3 | 20 [20, 20] | 2 [2, 2] | 20 [20, 20] | 2 [2, 2] |" in page
     assert "- `b-near-seed2`: last words" in page
     assert "![curve.png](curve.png)" in page
+    assert "3 seeds: of so few the interval is the range" in page
 
 
 def test_crossing_counts_pretraining(tmp_path: Path) -> None:

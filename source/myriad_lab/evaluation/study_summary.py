@@ -81,7 +81,7 @@ def to_markdown(
     lines += [f"- {name}: {text}" for name, text in context.items()]
     lines += [
         "",
-        f"Means over seeds with bootstrap 95 % intervals, {len(study.seeds)} seeds. {_evaluation_text(study)}",
+        f"Means over seeds with bootstrap 95 % intervals, {len(study.seeds)} seeds{_few(study)}. {_evaluation_text(study)}",
         "",
     ]
     for case in study.cases:
@@ -201,6 +201,11 @@ def _last_line(text: str) -> str:
     return lines[-1] if lines else "no message"
 
 
+def _few(study: StudyCfg) -> str:
+    """Say what a bootstrap of few seeds is: of 3, one resample in 27 holds the lowest value alone."""
+    return ": of so few the interval is the range from the lowest to the highest" if len(study.seeds) <= 3 else ""
+
+
 def _evaluation_text(study: StudyCfg) -> str:
     cfg = study.evaluation
     if cfg.kind == "exploration":
@@ -211,5 +216,6 @@ def _evaluation_text(study: StudyCfg) -> str:
         )
     return (
         f"Final evaluation from the saved bundle: fresh envs with seed {cfg.seed}, {cfg.episodes_per_head} "
-        "deterministic episodes per head; the best head is chosen on other episodes than those reported."
+        f"deterministic episodes per head, {cfg.curve_episodes} for each point of a curve. The best head is chosen by "
+        "every other of them and measured on the rest, and so is a head that is alone."
     )
