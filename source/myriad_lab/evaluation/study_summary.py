@@ -81,7 +81,7 @@ def to_markdown(
     lines += [f"- {name}: {text}" for name, text in context.items()]
     lines += [
         "",
-        f"Means over seeds with bootstrap 95 % intervals, {len(study.seeds)} seeds{_few(study)}. {_evaluation_text(study)}",
+        f"Means over seeds with bootstrap 95 % intervals, {_seeds_text(study)}. {_evaluation_text(study)}",
         "",
     ]
     for case in study.cases:
@@ -201,9 +201,10 @@ def _last_line(text: str) -> str:
     return lines[-1] if lines else "no message"
 
 
-def _few(study: StudyCfg) -> str:
-    """Say what a bootstrap of few seeds is: of 3, one resample in 27 holds the lowest value alone."""
-    return ": of so few the interval is the range from the lowest to the highest" if len(study.seeds) <= 3 else ""
+def _seeds_text(study: StudyCfg) -> str:
+    """Say how many seeds, and what a bootstrap of few is: of 3, one resample in 27 holds the lowest value alone."""
+    few = ": of so few the interval is the range from the lowest to the highest" if len(study.seeds) <= 3 else ""
+    return f"{len(study.seeds)} seeds{few}"
 
 
 def _evaluation_text(study: StudyCfg) -> str:
