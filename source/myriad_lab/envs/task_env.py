@@ -229,7 +229,8 @@ class TaskEnv(VecEnv):
         joined: dict[int, torch.Tensor] = {}
         for group, terms in self.task.observe(state).items():
             if id(terms) not in joined:
-                joined[id(terms)] = torch.cat([value.reshape(self.num_envs, -1) for value in terms.values()], dim=1)
+                rows = [value if value.dim() == 2 else value.reshape(self.num_envs, -1) for value in terms.values()]
+                joined[id(terms)] = torch.cat(rows, dim=1)
             groups[group] = joined[id(terms)]
         # Simulators hand out live views; features are often a plain slice of one.
         groups["features"] = self.task.features(state).clone()

@@ -236,10 +236,10 @@ class MujocoSimulator:
         """Return where the physics broke; those rows keep their last good state, their engine rows start afresh."""
         now, before = self._current, self._other
         # A comparison with NaN is false, so this is the complement of "all finite and within the limits".
-        healthy = (now.motion.abs() < self._limits).all(dim=1)
+        healthy = now.motion.abs() < self._limits
         if len(failed) == 0 and bool(healthy.all()):
             return self._no_failure.clone()
-        diverged = ~healthy
+        diverged = ~healthy.all(dim=1)
         diverged[torch.from_numpy(failed).to(self.device)] = True
         for name, tensor in now.owned.items():
             if name != "actions":
