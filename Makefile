@@ -34,10 +34,10 @@ venv: $(STAMP)  ## make .venv once, with the tested versions of constraints.txt
 
 install: $(STAMP)  ## the same as venv
 
-run: $(STAMP)  ## the whole story on PointMaze, and pre-training of the ant with video (about 15 minutes)
+run: $(STAMP)  ## the whole story on PointMaze, and pre-training of the ant with video (about 10 minutes on 2 cores)
 	$(BIN)/python -m myriad_lab.cli.main story point $(ARGS)
 
-run-ant: $(STAMP)  ## the whole story with the ant (hours; resumes where it was interrupted)
+run-ant: $(STAMP)  ## the whole story with the ant (more than an hour; resumes where it was interrupted)
 	$(BIN)/python -m myriad_lab.cli.main story ant $(ARGS)
 
 lint: $(STAMP)  ## ruff and pyright
