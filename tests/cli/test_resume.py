@@ -193,6 +193,13 @@ def test_a_refused_resume_leaves_the_run_as_it_was(
     assert contents(folder) == before
 
 
+def test_the_least_noise_of_a_head_may_change_when_it_goes_on(portfolio: str, tmp_path: Path) -> None:
+    flags = {"task": f"{TASK}-Goal", "algorithm": "ppo", "num_envs": 8, "logger": "none", "runs_root": str(tmp_path)}
+    folder = train({**flags, "portfolio": portfolio, "max_iterations": 1}, [*PPO, "env.goal=[-0.8,-0.3]"]).folder
+    result = train({"checkpoint": str(folder), "max_iterations": 2}, ["agent.min_log_std=-0.5"])
+    assert Manifest.load(result.checkpoint).config["agent"]["min_log_std"] == -0.5
+
+
 def test_what_is_given_again_is_no_other_setting(finished: dict[str, Path]) -> None:
     folder = finished["kmyriad"]
     same = {

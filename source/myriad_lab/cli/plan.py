@@ -272,7 +272,7 @@ def _check_seeding(plan: TrainPlan, seeding: str | None, asked: Mapping[str, Any
                 f"--seeding {seeding}: {plan.resume.path} began with --seeding {began} and goes on with its heads; "
                 "leave it out"
             )
-    if run.algorithm == "ppo":
+    if run.algorithm == "ppo" and plan.resume is None:  # a run that goes on knows by itself how it began
         _check_noise(bundle is not None, asked)
     if bundle is None:
         if seeding == "best" and plan.resume is None:
