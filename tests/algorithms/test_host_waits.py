@@ -50,22 +50,15 @@ def steps(num: int, device: str) -> list[Step]:
     return out
 
 
-def make_kmyriad(name: str, device: str) -> KMyriad:
+def make(name: str, device: str) -> Any:
     actor_cfg = PopulationActorCfg(trunk=[16], adapter_dim=8)
     actor = PopulationActor(NUM_OBS, NUM_ACTIONS, M, actor_cfg).to(device)
+    if name == "pql":
+        prior = {"prior_fraction": 0.5, "prior_bootstrap": True, "prior_weight": 0.1}
+        cfg = PQLCfg(batch_size=8, replay_capacity=640, warmup_steps=1, critic_warmup=1, **prior)
+        return PQL(actor, cfg, NUM_ENVS, SIZES, device, seed=0, seeded=True)
     cfg = KMyriadCfg(actor=actor_cfg, k=2, particle_stride=1, **KMYRIAD[name])
     return KMyriad(actor, cfg, NUM_ENVS, SIZES, device, seed=0, num_steps=6)
-
-
-def make_pql(device: str) -> PQL:
-    actor = PopulationActor(NUM_OBS, NUM_ACTIONS, M, PopulationActorCfg(trunk=[16], adapter_dim=8)).to(device)
-    cfg = PQLCfg(batch_size=8, replay_capacity=640, prior_fraction=0.5, prior_bootstrap=True, prior_weight=0.1)
-    return PQL(actor, cfg, NUM_ENVS, SIZES, device, seed=0, seeded=True)
-
-
-def collect(algorithm: Any, ready: list[Step]) -> None:
-    for step in ready:
-        algorithm.observe(replace(step, actions=algorithm.act(step.obs)))
 
 
 @pytest.fixture
@@ -83,43 +76,16 @@ def search_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entropy, "knn_within", exempt(knn.knn_within))
 
 
-@pytest.mark.parametrize("name", list(KMYRIAD))
-def test_kmyriad_never_waits(search_apart: None, name: str) -> None:
-    algorithm = make_kmyriad(name, "cpu")
+@pytest.mark.parametrize(
+    ("device", "watch"), [("cpu", NoHostWaits), pytest.param("cuda", no_cuda_syncs, marks=pytest.mark.gpu)]
+)
+@pytest.mark.parametrize("name", [*KMYRIAD, "pql"])
+def test_acting_storing_and_learning_never_wait(search_apart: None, name: str, device: str, watch: Any) -> None:
+    algorithm = make(name, device)
     for _ in range(2):
-        ready = steps(6, "cpu")
-        with NoHostWaits():
-            collect(algorithm, ready)
-            algorithm.update()
-
-
-def test_pql_never_waits() -> None:
-    algorithm = make_pql("cpu")
-    for _ in range(2):
-        ready = steps(6, "cpu")
-        with NoHostWaits():
-            collect(algorithm, ready)
-            algorithm.value_update(algorithm.sample())
-            algorithm.policy_update(algorithm.sample())
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", list(KMYRIAD))
-def test_kmyriad_never_waits_for_a_gpu(name: str) -> None:
-    algorithm = make_kmyriad(name, "cuda")
-    for _ in range(3):
-        ready = steps(6, "cuda")
-        with no_cuda_syncs():
-            collect(algorithm, ready)
-            algorithm.update()
-
-
-@pytest.mark.gpu
-def test_pql_never_waits_for_a_gpu() -> None:
-    algorithm = make_pql("cuda")
-    for _ in range(3):
-        ready = steps(6, "cuda")
-        with no_cuda_syncs():
-            collect(algorithm, ready)
-            algorithm.value_update(algorithm.sample())
-            algorithm.policy_update(algorithm.sample())
+        ready = steps(6, device)
+        with watch():
+            for step in ready:
+                algorithm.observe(replace(step, actions=algorithm.act(step.obs)))
+            metrics = algorithm.update()
+    assert ("Loss/actor" if name == "pql" else "Loss/surrogate") in metrics

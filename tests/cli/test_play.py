@@ -124,7 +124,8 @@ def test_viewer_needs_a_display(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_viewer_shows_the_robot_of_the_head_until_it_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mujoco = pytest.importorskip("mujoco")
+    import mujoco
+
     shown: list[np.ndarray] = []
 
     class Window:
@@ -146,13 +147,21 @@ def test_viewer_shows_the_robot_of_the_head_until_it_is_closed(tmp_path: Path, m
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(mujoco, "viewer", SimpleNamespace(launch_passive=Window), raising=False)
     monkeypatch.setitem(sys.modules, "mujoco.viewer", mujoco.viewer)
-    play.view(make_bundle(tmp_path, ANTS, {}), PlayCfg(speed=8.0), heads=[1])
-    first, second, third, closed = shown
+    bundle = make_bundle(tmp_path, ANTS, {})
+
+    def view(head: int) -> list[np.ndarray]:
+        shown.clear()
+        play.view(bundle, PlayCfg(speed=8.0), heads=[head])
+        return list(shown)
+
+    first, second, third, closed = view(1)
     assert first.shape == (15,)
     assert 0.2 < first[2] < 1.0, "the ant stands"
     assert not np.array_equal(first, second)
     assert not np.array_equal(second, third)
     assert closed.size == 0
+    assert np.array_equal(view(1)[2], third)
+    assert not np.array_equal(view(0)[2], third), "another head moves otherwise"
 
 
 def test_films_do_not_change_the_training(tmp_path: Path) -> None:

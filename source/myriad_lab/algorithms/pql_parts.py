@@ -31,8 +31,9 @@ def check_squash(squash: str) -> None:
     """
     if squash != "tanh":
         raise ConfigurationError(
-            f"squash={squash!r}: PQL needs policies that end in tanh. Those of PPO from scratch are cut off at -1 and "
-            "1 instead, where an action has no gradient; start from a population of kmyriad or pql"
+            f"squash={squash!r}: PQL needs policies that end in tanh. Where an action is cut off at -1 and 1 "
+            "instead, as by PPO from scratch, it has no gradient; set agent.actor.squash=tanh, or start from a "
+            "portfolio that has it"
         )
 
 

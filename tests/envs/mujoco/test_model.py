@@ -127,13 +127,17 @@ def test_gains_are_the_configuration_s():
     assert torque[[0, 2, 3]].abs().max() < 0.1
 
 
-def test_feet_of_a_standing_quadruped_carry_its_weight():
-    simulator = make_simulator(QUADRUPED, num_envs=1)
-    run(simulator, torch.zeros(120, 1, 12))
+@pytest.mark.parametrize(("robot", "steps"), [(QUADRUPED, 120), (ANT, 120), (HUMANOID, 30)], ids=lambda v: str(v)[:20])
+def test_feet_of_a_standing_robot_carry_its_weight(robot, steps):
+    """Without a torque the humanoid stands for half a second before it folds."""
+    simulator = make_simulator(robot, num_envs=1)
+    idle = torch.zeros(steps, 1, len(robot.joint_names))
+    run(simulator, idle)
     weight = simulator.model.body_mass.sum() * 9.81
+    assert simulator.state().contact_forces.shape == (1, len(robot.contact_bodies))
     assert simulator.state().contact_forces.sum().item() == pytest.approx(weight, rel=0.1)
     simulator.engine.motion[0, 2] = 5.0
-    simulator.step(torch.zeros(1, 12))
+    simulator.step(idle[0])
     assert simulator.state().contact_forces.abs().max() == 0.0
 
 
