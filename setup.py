@@ -1,4 +1,4 @@
-"""Build the distribution; the version and the metadata live in extension.toml, where Isaac Lab looks for them too."""
+"""Build the distribution; the version and the metadata live in extension.toml, which Isaac Lab and Kit read too."""
 
 import tomllib
 from pathlib import Path
@@ -30,8 +30,8 @@ setup(
         "numpy>=1.26",
         "tensordict",
         "rsl-rl-lib>=5.5",
-        "hydra-core",
-        "omegaconf",
+        "hydra-core>=1.3",
+        "omegaconf>=2.3",
         "mujoco>=3.12",
         "scipy",
     ],
@@ -40,11 +40,16 @@ setup(
         "viz": VIZ,
         "wandb": ["wandb"],
         "warp": ["mujoco-warp"],
-        "isaaclab": ["isaaclab>=3.0; python_version == '3.12'"],
-        "isaacsim": ["isaacsim>=6.2; python_version == '3.12'"],
+        # Isaac Lab brings Newton and its own pins of torch, rsl-rl-lib and mujoco; its extra adds an engine
+        "isaaclab": ["isaaclab[ovphysx]~=3.0.0; python_version == '3.12'"],
+        "isaacsim": ["isaaclab[isaacsim]~=3.0.0; python_version == '3.12'"],
         "dev": DEV,
         "all": EXPORT + VIZ + DEV,
     },
-    entry_points={"console_scripts": ["myriad = myriad_lab.cli.main:main"]},
+    entry_points={
+        "console_scripts": ["myriad = myriad_lab.cli.main:main"],
+        # Isaac Lab imports what this group names before it looks for a task.
+        "isaaclab.tasks": ["myriad = myriad_lab.tasks.isaaclab"],
+    },
     zip_safe=False,
 )

@@ -47,6 +47,10 @@ def test_the_wheel_holds_code_presets_and_models(wheel: Path) -> None:
     assert any(name.endswith(".yaml") for name in wanted)
     assert wanted <= held
     assert not [name for name in held if name.startswith("tests/")]
+    # nothing of anybody else's gets in: all that is held is code, presets, models, and what pip writes of itself
+    info = {name for name in held if ".dist-info/" in name}
+    assert {Path(name).suffix or Path(name).name for name in held - info} == {".py", ".typed", ".xml", ".yaml"}
+    assert [Path(name).name for name in info if "licenses" in name] == ["LICENSE"]
 
 
 def test_the_command_works_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:

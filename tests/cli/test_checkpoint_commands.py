@@ -12,7 +12,7 @@ import torch
 import myriad_lab.cli.evaluate as evaluate_command
 import myriad_lab.cli.study as study_command
 import myriad_lab.evaluation.report as report_page
-from myriad_lab.cli.checkpoints import best_head, choose_heads, env_of, env_values, open_bundle
+from myriad_lab.cli.checkpoints import best_head, choose_heads, env_of, env_plan_of, open_bundle
 from myriad_lab.cli.evaluate import EvaluateCfg, evaluate
 from myriad_lab.cli.export import recorded_observations
 from myriad_lab.cli.main import main
@@ -200,11 +200,11 @@ def test_damaged_files_of_a_run_are_named(tmp_path: Path, capsys: pytest.Capture
 
 def test_env_is_that_of_the_bundle_unless_told_otherwise(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path)
-    assert env_values(bundle, TASK) == {"episode_steps": 20}
-    assert env_values(bundle, TASK, ["env.episode_steps=7"]) == {"episode_steps": 7}
-    assert env_values(bundle, GOAL_TASK) == {}
+    assert env_plan_of(bundle, TASK).values == {"episode_steps": 20}
+    assert env_plan_of(bundle, TASK, overrides=["env.episode_steps=7"]).values == {"episode_steps": 7}
+    assert env_plan_of(bundle, GOAL_TASK).values == {}
     with pytest.raises(ConfigurationError, match=r"only env\.key=value"):
-        env_values(bundle, TASK, ["agent.k=3"])
+        env_plan_of(bundle, TASK, overrides=["agent.k=3"])
     env = env_of(bundle, 4)
     assert (env.max_episode_length, env.num_envs) == (20, 4)
     with pytest.raises(ConfigurationError, match="device='cuda:99' is not there"):

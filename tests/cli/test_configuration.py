@@ -7,6 +7,7 @@ import pytest
 from myriad_lab.cli.algorithms import AGENTS
 from myriad_lab.cli.configuration import (
     GROUPS,
+    SECTIONS,
     compose,
     flatten,
     keys_of,
@@ -114,7 +115,7 @@ def test_every_preset_can_be_read(group: str) -> None:
     names = list_presets(group)
     assert names
     for name in names:
-        assert load_preset(group, name).keys() <= {"run", "env", "agent"}
+        assert load_preset(group, name).keys() <= set(SECTIONS)
 
 
 def test_a_preset_of_an_agent_is_called_after_its_algorithm() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from evaluation.films import read_film
 from export.test_example import make_bundle
-from myriad_lab.cli import play
+from myriad_lab.cli import play, viewers
 from myriad_lab.cli.main import main
 from myriad_lab.cli.play import MAX_ROBOTS, PlayCfg, record
 from myriad_lab.cli.train import train
@@ -120,7 +120,7 @@ def test_viewer_needs_a_display(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.delenv(name, raising=False)
     bundle = make_bundle(tmp_path, ANTS, {})
     with pytest.raises(ConfigurationError, match="--viz needs a display"):
-        play.view(bundle)
+        viewers.view(bundle)
 
 
 def test_viewer_shows_the_robot_of_the_head_until_it_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_viewer_shows_the_robot_of_the_head_until_it_is_closed(tmp_path: Path, m
 
     def view(head: int) -> list[np.ndarray]:
         shown.clear()
-        play.view(bundle, PlayCfg(speed=8.0), heads=[head])
+        viewers.view(bundle, PlayCfg(speed=8.0), heads=[head])
         return list(shown)
 
     first, second, third, closed = view(1)

@@ -35,7 +35,7 @@ def test_a_goal_is_chosen_on_the_map_of_the_run() -> None:
     plans = [make_plan(flags, ["env.episode_steps=5", f"env.arena_scale={scale}"]) for scale in (0.4, 0.8)]
     small, large = (choose_goal(plan, percentile=60.0, episodes=4) for plan in plans)
     assert (small.percentile, small.random_episodes) == (60.0, 4)
-    assert large.goal == plans[1].task.arena.far_goal(60.0)
+    assert large.goal == plans[1].env.task.arena.far_goal(60.0)
     assert large.goal != small.goal
 
 

@@ -68,7 +68,7 @@ def test_flags_beat_presets_and_presets_beat_defaults() -> None:
     assert plan.agent_cfg.actor.adapter_dim == 16
     assert plan.agent_cfg.actor.trunk == [64, 64]
     assert plan.agent_cfg.runner.save_interval == 25
-    assert plan.env_values == {}
+    assert plan.env.values == {}
 
 
 def test_a_resumed_run_equals_one_that_went_through() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from myriad_lab.cli import train as train_module
 from myriad_lab.cli.main import main
+from myriad_lab.errors import ConfigurationError
 
 TASK = "Myriad-PointMaze-Maze"
 SMALL = ["--num_envs", "8", "--num_policies", "2", "--logger", "none"]
@@ -59,7 +61,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--task", TASK, *SMALL, "--device", "abacus"], ["abacus", "cpu"]),
         (["--task", TASK, *SMALL, "--backend", "mujoco"], ["mujoco", "torch"]),
         (["--task", TASK, *SMALL, "backend=mujoco"], ["mujoco", "torch"]),
-        (["--task", TASK, *SMALL, "--backend", "isaaclab"], ["isaaclab", "not available yet", "torch"]),
+        (["--task", TASK, *SMALL, "--backend", "mujoco_warp"], ["mujoco_warp", "not available yet", "torch"]),
+        (["--task", TASK, *SMALL, "--backend", "isaaclab"], ["no backend 'isaaclab'", "runs on torch"]),
+        (["--task", "Isaac-Ant-Direct", *SMALL], ["Isaac-Ant-Direct", "add --backend isaaclab"]),
+        (["--task", TASK, *SMALL, "physics=ovphysx"], ["isaaclab.physics=ovphysx", "without --backend isaaclab"]),
+        (["--task", TASK, *SMALL, "--viz", "viser"], ["--viz viser", "--backend isaaclab alone", "--video"]),
         (["--task", TASK, *SMALL, "--algorithm", "arac"], ["arac", "not available yet", "kmyriad"]),
         (["--task", TASK, *SMALL, "--algorithm", "kmyriat"], ["kmyriat", "Did you mean kmyriad"]),
         (["--task", TASK, *SMALL, "--distributed"], ["--distributed", "not available yet"]),
@@ -227,3 +233,57 @@ def test_a_policy_that_breaks_in_training(monkeypatch: pytest.MonkeyPatch, capsy
     assert main(["train", *ON_PQL, *TINY_NETWORK]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: NaN in the actions of envs [0, 1, 2, 3, 4, 5, 6, 7]: the policy broke")
+
+
+@pytest.mark.parametrize(
+    ("version", "says"), [(None, "is not installed here"), ("2.3.2", "Isaac Lab 2.3.2 is not supported yet, only 3.0")]
+)
+def test_isaac_lab_that_is_not_there_or_too_old(
+    version: str | None, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from importlib import metadata
+
+    found = metadata.version
+
+    def version_of(name: str) -> str:
+        if name == "isaaclab" and version is None:
+            raise metadata.PackageNotFoundError(name)
+        return str(version) if name == "isaaclab" else found(name)
+
+    monkeypatch.setattr(metadata, "version", version_of)
+    assert main(["train", "--task", "Isaac-Ant-Direct", "--backend", "isaaclab"]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["env.scene.num_envs=64", "env.seed=7", "env.sim.device=cuda:0"])
+def test_what_flags_say_is_not_said_again(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--task", "Myriad-Ant", "--backend", "isaaclab", key]) == 2
+    assert f"{key.split('=')[0]} is set by --" in capsys.readouterr().err
+
+
+def test_viewers_are_known_and_films_need_one_with_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    from myriad_lab.envs.isaaclab.cfg import IsaacLabCfg
+
+    with pytest.raises(ConfigurationError, match="unknown viewer 'foo'"):
+        IsaacLabCfg(viz="viser,foo").validate()
+    IsaacLabCfg(viz="viser,newton_gl").validate()
+    arguments = ["--task", "Myriad-Ant", "--backend", "isaaclab", "--video", "--viz", "viser"]
+    assert main(["train", *arguments]) == 2
+    assert "gives no pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("feature", "says"),
+    [
+        ("root_yx", "unknown feature 'root_yx'"),
+        ("term:policy", "expected term:GROUP:TERM"),
+        ("columns:policy:3:1", "two numbers START < STOP"),
+        ("body_pos", "expected body_pos:BODY"),
+        ("root_xy:", "expected root_xy or root_xy:ASSET"),
+    ],
+)
+def test_features_that_cannot_be(feature: str, says: str) -> None:
+    from myriad_lab.envs.isaaclab.cfg import IsaacLabCfg
+
+    with pytest.raises(ConfigurationError, match=re.escape(says)):
+        IsaacLabCfg(features=[feature]).validate()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from myriad_lab.algorithms.kmyriad import KMyriadCfg
 from myriad_lab.algorithms.pql import PQLCfg
@@ -69,17 +69,24 @@ class Setting:
     """Entries of the bundles' manifest that only the command line knows."""
 
 
+class EnvSizes(Protocol):
+    """What is needed of an ``EnvPlan``."""
+
+    episode_steps: int
+    num_features: int | None
+
+
 AGENTS: dict[str, Callable[[], Any]] = {"kmyriad": KMyriadAgentCfg, "pql": PQLAgentCfg, "ppo": PPOAgentCfg}
 """Algorithm -> defaults of ``agent.*``."""
 
 
-def check(algorithm: str, agent: Any, task: Any, num_envs: int, num_policies: int, seeded: bool = True) -> None:
+def check(algorithm: str, agent: Any, env: EnvSizes, num_envs: int, num_policies: int, seeded: bool = True) -> None:
     """Check a configuration against the task and the sizes, before anything is built.
 
     Args:
         algorithm: One of ``AGENTS``.
         agent: Its configuration.
-        task: The task, not bound to envs.
+        env: How long episodes are, and how many numbers the entropy is measured on.
         num_envs: Number of envs.
         num_policies: Policies of the population.
         seeded: Whether they may come from a portfolio.
@@ -93,14 +100,14 @@ def check(algorithm: str, agent: Any, task: Any, num_envs: int, num_policies: in
         _check_widths(agent.actor)
         agent.validate()
         agent.runner.validate()
-        rows = num_envs // num_policies * task.cfg.episode_steps
+        rows = num_envs // num_policies * env.episode_steps
         if agent.num_epochs > 1 and agent.num_minibatches > rows:
             raise ConfigurationError(
                 f"agent.num_minibatches={agent.num_minibatches} is more than the {rows} env steps of each policy in a "
                 "rollout; take fewer minibatches or more envs"
             )
-        sizes = [math.prod(term.shape) for term in task.observation_terms()["features"]]
-        StateRewards(agent, task.cfg.episode_steps, num_envs, num_policies, sum(sizes))
+        # Only the env may know how many features there are; the sizes of the pool do not depend on it.
+        StateRewards(agent, env.episode_steps, num_envs, num_policies, env.num_features or 2)
     elif algorithm == "pql":
         _check_widths(agent.actor)
         agent.validate()

@@ -11,8 +11,10 @@ from typing import Any
 
 from myriad_lab.cli.arguments import refuse_overrides
 
-BENCHMARKS = ("env", "knn", "population", "learner", "replay")
+BENCHMARKS = ("env", "knn", "population", "learner", "replay", "isaaclab")
 """Each is a module of ``myriad_lab.cli.benchmarks``."""
+ELSEWHERE = ("isaaclab",)
+"""Those that ``all`` leaves out: they need an environment of their own."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         check_out_file(args.json)
     machine = hardware()
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    names = BENCHMARKS if args.name == "all" else (args.name,)
+    names = [name for name in BENCHMARKS if name not in ELSEWHERE] if args.name == "all" else [args.name]
     results: dict[str, Any] = {}
     for name in names:
         lines = importlib.import_module(f"myriad_lab.cli.benchmarks.{name}").run(args.device, args.quick)

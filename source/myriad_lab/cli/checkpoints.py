@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from myriad_lab.errors import CheckpointError, ConfigurationError
 
 if TYPE_CHECKING:
+    from myriad_lab.cli.env_plan import EnvPlan
     from myriad_lab.envs.contract import VecEnv
     from myriad_lab.portfolio.bundle import Bundle
     from myriad_lab.portfolio.run_folder import RunFolder
@@ -121,48 +122,68 @@ def best_head(bundle: Bundle) -> int:
     )
 
 
-def env_values(bundle: Bundle, task: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the fields of the task's configuration: those of the bundle for its own task, then the overrides.
-
-    Raises:
-        ConfigurationError: If an override is not of the form ``env.key=value``.
-    """
-    from myriad_lab.cli.configuration import flatten, parse_overrides
-
-    parsed = parse_overrides(overrides)
-    strange = [*parsed.groups, *(key for key in parsed.values if not key.startswith("env."))]
-    if strange:
-        raise ConfigurationError(f"override {strange[0]!r}: only env.key=value can be given here")
-    kept: Mapping[str, Any] = bundle.manifest.config.get("env", {}) if task == bundle.manifest.task else {}
-    return flatten(kept) | {key.removeprefix("env."): value for key, value in parsed.values.items()}
-
-
-def env_of(
+def env_plan_of(
     bundle: Bundle,
-    num_envs: int,
-    *,
     task: str | None = None,
     backend: str | None = None,
-    device: str = "cpu",
-    seed: int = 0,
     overrides: Sequence[str] = (),
-) -> VecEnv:
+    **isaaclab: Any,
+) -> EnvPlan:
+    """Return the env of a bundle, or of another task or backend, with the settings of the bundle where they hold.
+
+    Args:
+        bundle: The bundle; its settings hold for its own task.
+        task: Registered id; that of the bundle by default.
+        backend: Simulator; that of the bundle by default, for its own task.
+        overrides: ``env.key=value``, ``isaaclab.key=value``, ``physics=NAME``.
+        isaaclab: Settings of backend ``isaaclab`` for this use, over those of the bundle and under the overrides.
+
+    Raises:
+        ConfigurationError: If task, backend, a field or an override is wrong.
+    """
+    from myriad_lab.cli.configuration import flatten, parse_overrides
+    from myriad_lab.cli.env_plan import ISAACLAB, own_keys, plan_env
+
+    parsed = parse_overrides(overrides)
+    strange = [*parsed.groups, *(key for key in parsed.values if not key.startswith(("env.", "isaaclab.")))]
+    if strange:
+        raise ConfigurationError(f"override {strange[0]!r}: only env.key=value can be given here")
+    manifest = bundle.manifest
+    task = task or manifest.task
+    same_task = task == manifest.task
+    backend = manifest.backend if backend is None and same_task else backend
+    kept = flatten(manifest.config.get("env", {})) if same_task else {}
+    if backend != manifest.backend:  # what belongs to the simulator stays behind
+        kept = {key: value for key, value in kept.items() if key in own_keys(task)}
+    settings = flatten(manifest.config.get(ISAACLAB, {})) if same_task and backend == manifest.backend else {}
+    asked = {section: _part(parsed.values, section) for section in ("env", ISAACLAB)}
+    layers = [settings, isaaclab, asked[ISAACLAB]]
+    given = asked[ISAACLAB] | ({"viz": isaaclab["viz"]} if "viz" in isaaclab else {})
+    return plan_env(task, backend, [kept, asked["env"]], layers, asked=given)
+
+
+def _part(values: Mapping[str, Any], section: str) -> dict[str, Any]:
+    start = f"{section}."
+    return {key.removeprefix(start): value for key, value in values.items() if key.startswith(start)}
+
+
+def env_of(bundle: Bundle, num_envs: int, *, device: str = "cpu", seed: int = 0, **where: Any) -> VecEnv:
     """Make the env of a bundle, or of another task that its policies fit.
+
+    Args:
+        bundle: The bundle.
+        num_envs: Number of envs.
+        device: Torch device.
+        seed: Seed of the episodes.
+        where: ``task``, ``backend``, ``overrides`` and settings of ``isaaclab``, see ``env_plan_of``.
 
     Raises:
         ConfigurationError: If task, backend, a field or the number of envs is wrong.
         CheckpointError: If the policies do not fit the env.
     """
     from myriad_lab.portfolio.bundle import check_seed
-    from myriad_lab.tasks.registry import make_env
 
-    task = task or bundle.manifest.task
-    if backend is None and task == bundle.manifest.task:
-        backend = bundle.manifest.backend
-    values = env_values(bundle, task, overrides)
-    env = make_env(
-        task, backend=backend, num_envs=num_envs, device=device, seed=seed, final_obs=False, overrides=values
-    )
+    env = env_plan_of(bundle, **where).make(num_envs, device=device, seed=seed, final_obs=False)
     try:
         check_seed(bundle.manifest, env.spec)
     except CheckpointError:

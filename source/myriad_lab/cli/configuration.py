@@ -11,7 +11,9 @@ from typing import Any
 from myriad_lab.errors import ConfigurationError, nearest
 
 GROUPS = ("experiment", "task", "agent", "backend", "logger")
-SECTIONS = ("run", "env", "agent")
+SECTIONS = ("run", "env", "agent", "isaaclab")
+SELECTORS = {"physics": "isaaclab.physics", "presets": "isaaclab.presets"}
+"""Words of Isaac Lab's command line -> what they set here."""
 
 
 @dataclass
@@ -35,6 +37,10 @@ def parse_overrides(overrides: Sequence[str]) -> Overrides:
 
     result = Overrides()
     for text in overrides:
+        word, _, rest = text.partition("=")
+        if word in SELECTORS:  # before Hydra, which takes a comma for a sweep
+            result.values[SELECTORS[word]] = rest
+            continue
         try:
             parsed = OverridesParser.create().parse_override(text)
         except HydraException as error:

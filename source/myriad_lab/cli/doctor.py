@@ -84,6 +84,13 @@ def check_gpu() -> list[Finding]:
     return [Finding("gpu", "missing", f"torch {torch.__version__} sees none; everything runs on the CPU")]
 
 
+def check_isaaclab() -> list[Finding]:
+    """Look at Isaac Lab, without starting it."""
+    from myriad_lab.cli import doctor_isaaclab
+
+    return doctor_isaaclab.check_isaaclab()
+
+
 def check_rendering() -> list[Finding]:
     """Look for a library that draws MuJoCo without a display."""
     try:
@@ -113,6 +120,7 @@ CHECKS: tuple[Callable[[], list[Finding]], ...] = (
     check_python,
     check_packages,
     check_gpu,
+    check_isaaclab,
     check_rendering,
     check_tasks,
 )

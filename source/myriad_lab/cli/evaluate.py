@@ -184,6 +184,11 @@ def _explore(env: VecEnv, actor: PopulationActor, cfg: EvaluateCfg, groups: Sequ
 
     from myriad_lab.runners.rollout import actor_policy, rollout_episodes
 
+    if "features" not in env.spec.observations:
+        raise ConfigurationError(
+            f"{env.spec.task} has nothing to measure the entropy on; name it with isaaclab.features=[...], see "
+            "docs/isaaclab.md"
+        )
     heads = actor.num_policies
     per_group = math.ceil(cfg.pool_size / heads / env.max_episode_length)
     generator = torch.Generator(env.device).manual_seed(cfg.seed)

@@ -44,8 +44,8 @@ def choose_goal(plan: TrainPlan, percentile: float, episodes: int, seed: int = 0
 
     run = plan.run
     for candidate in candidates(percentile):
-        goal = plan.task.arena.far_goal(candidate)
-        overrides = {**plan.env_values, "goal": list(goal)}
+        goal = plan.env.task.arena.far_goal(candidate)
+        overrides = {**plan.env.values, "goal": list(goal)}
         env = make_env(run.task, backend=run.backend, num_envs=episodes, seed=seed, overrides=overrides)
         try:
             record = rollout_episodes(env, random_policy(env, seed), 1, episodes, features=None, num_obs_rows=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from myriad_lab.envs.cores import usable_cores
 
 PACKAGES = ("myriad-lab", "torch", "mujoco", "rsl-rl-lib", "numpy")
+OPTIONAL = ("isaaclab", "newton", "ovphysx", "isaacsim")
+"""Packages that are told of where they are installed."""
 
 
 def hardware() -> dict[str, Any]:
@@ -42,4 +45,7 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
+    for name in OPTIONAL:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
     return found

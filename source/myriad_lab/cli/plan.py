@@ -9,8 +9,10 @@ from typing import Any
 
 from myriad_lab.algorithms.pql_parts import check_squash
 from myriad_lab.cli import algorithms
-from myriad_lab.cli.configuration import compose, flatten, list_presets, load_preset, parse_overrides
+from myriad_lab.cli.configuration import SECTIONS, compose, flatten, list_presets, load_preset, parse_overrides
+from myriad_lab.cli.env_plan import ISAACLAB, EnvPlan, plan_env
 from myriad_lab.cli.run_cfg import RunCfg, check_choices
+from myriad_lab.envs.isaaclab.cfg import CAMERAS
 from myriad_lab.errors import CheckpointError, ConfigurationError
 
 Layer = dict[str, dict[str, Any]]
@@ -25,14 +27,10 @@ class TrainPlan:
 
     run: RunCfg
     """The flags; ``backend``, ``num_envs``, ``num_policies``, ``max_iterations`` and ``experiment_name`` are set."""
-    env_values: dict[str, Any]
-    """Dotted fields of the task's configuration that differ from its defaults."""
-    env_cfg: Any
-    """The task's configuration with those values."""
+    env: EnvPlan
+    """The env."""
     agent_cfg: Any
     """Configuration of the algorithm and, as ``runner``, of the loop around it."""
-    task: Any
-    """The task, not bound to envs."""
     resume: Any = None
     """Bundle to go on with."""
     seed_from: Any = None
@@ -40,11 +38,12 @@ class TrainPlan:
 
     def config(self) -> dict[str, Any]:
         """Return the sections as plain containers, for the manifest and the run folder."""
-        return {
-            "run": asdict(self.run),
-            "env": asdict(self.env_cfg),
-            "agent": asdict(self.agent_cfg),
-        }
+        sections = {"run": asdict(self.run), "env": self.env.config, "agent": asdict(self.agent_cfg)}
+        if self.env.isaaclab is None:
+            return sections
+        # What somebody looked through is no property of what was trained.
+        lasting = {key: v for key, v in asdict(self.env.isaaclab).items() if key not in ("viz", "play_mode")}
+        return sections | {"isaaclab": lasting}
 
 
 def make_plan(flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainPlan:
@@ -68,16 +67,13 @@ def make_plan(flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainP
     if resume is not None:
         _check_same(resume, run)
         _check_place(resume, flags)
-    entry = registry.get(run.task)
-    run.backend = _backend(run, entry)
     registry.check_device(run.device)
-    env_cfg = _compose_section(entry.cfg, layers, "env")
-    task = entry.make_task(env_cfg)  # refuses what the fields alone cannot tell, e.g. a goal inside a wall
+    env = _plan_env(run, layers)
+    run.backend = env.backend
     agent_cfg = _compose_section(algorithms.AGENTS[run.algorithm](), layers, "agent")
     seed_from = _load(run.portfolio, root) if run.portfolio else None
-    _fill_sizes(run, entry, seed_from)
-    env_values = _difference(entry.cfg, env_cfg)
-    plan = TrainPlan(run, env_values, env_cfg, agent_cfg, task, resume, seed_from)
+    _fill_sizes(run, env, seed_from)
+    plan = TrainPlan(run, env, agent_cfg, resume, seed_from)
     _check_seeding(plan, flags.get("seeding"), layers[-1].get("agent", {}))
     _check(plan)
     return plan
@@ -89,12 +85,9 @@ def make_task(flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> Any:
     Raises:
         ConfigurationError: If there is none, or a field of its configuration is wrong.
     """
-    from myriad_lab.tasks import registry
-
     parsed = parse_overrides(overrides)
     layers = [*make_layers(flags, parsed.groups), _sections(parsed.values)]
-    entry = registry.get(_compose_run(layers).task)
-    return entry.make_task(_compose_section(entry.cfg, layers, "env"))
+    return _plan_env(_compose_run(layers), layers).task
 
 
 def make_layers(flags: Mapping[str, Any], groups: Mapping[str, str], resume: Any = None) -> list[Layer]:
@@ -111,8 +104,8 @@ def make_layers(flags: Mapping[str, Any], groups: Mapping[str, str], resume: Any
                 "settings; leave it out and give what shall differ as flags, env.KEY=VALUE and agent.KEY=VALUE"
             )
         config = resume.manifest.config
-        kept: Layer = {section: flatten(config.get(section, {})) for section in ("run", "env", "agent")}
-        for name in ("checkpoint", "portfolio"):
+        kept: Layer = {section: flatten(config.get(section, {})) for section in SECTIONS}
+        for name in ("checkpoint", "portfolio", "viz"):
             kept["run"].pop(name, None)
         return [kept, given]
     experiment = _preset("experiment", groups["experiment"]) if "experiment" in groups else {}
@@ -162,7 +155,8 @@ def _check_agent_preset(name: str, algorithm: str) -> None:
 
 def _task_preset(task: str) -> str:
     """Return the preset named by the longest beginning of the task id, e.g. ``antmaze`` of Myriad-AntMaze-Maze."""
-    parts = task.lower().split("-")[1:]
+    own = task.lower().startswith("myriad-")  # a task of another package is known by its whole name alone
+    parts = task.lower().removeprefix("myriad-").split("-") if own else [task.lower()]
     names = ["-".join(parts[:length]) for length in range(len(parts), 0, -1)]
     return next((name for name in names if name in list_presets("task")), "")
 
@@ -175,29 +169,26 @@ def _sections(values: Mapping[str, Any]) -> Layer:
     return layer
 
 
-def _backend(run: RunCfg, entry: Any) -> str:
-    backend = entry.backends[0] if run.backend is None else run.backend
-    if backend not in entry.backends:
-        known = " and ".join(entry.backends)
-        raise ConfigurationError(f"task {entry.id} has no backend {backend!r}; it runs on {known}")
-    return backend
+def _plan_env(run: RunCfg, layers: Sequence[Layer]) -> EnvPlan:
+    values, isaaclab = ([layer.get(section, {}) for layer in layers] for section in ("env", "isaaclab"))
+    # A film of Isaac Lab is what a viewer shows; this one needs no display.
+    shown = run.viz or ("newton_gl" if run.video and run.backend == ISAACLAB else None)
+    if run.viz and run.video and not set(run.viz.split(",")) & set(CAMERAS):
+        raise ConfigurationError(f"--video: the viewer {run.viz} gives no pictures; add newton_gl to --viz")
+    viewers = {"viz": shown} if shown else {}
+    return plan_env(run.task, run.backend, values, [*isaaclab, viewers], asked=isaaclab[-1])
 
 
-def _fill_sizes(run: RunCfg, entry: Any, seed_from: Any) -> None:
+def _fill_sizes(run: RunCfg, env: EnvPlan, seed_from: Any) -> None:
     """Set the sizes that neither flags nor presets gave."""
     if run.num_policies is None:
         run.num_policies = 1
         if seed_from is not None and run.seeding != "best" and run.algorithm != "ppo":
             run.num_policies = int(seed_from.manifest.num_policies)
-    run.num_envs = entry.default_num_envs if run.num_envs is None else run.num_envs
+    run.num_envs = env.default_num_envs if run.num_envs is None else run.num_envs
     run.experiment_name = run.experiment_name or f"{run.task.lower()}_{run.algorithm}"
     if run.max_iterations is None:
         run.max_iterations = UNBOUNDED if run.max_env_steps or run.max_seconds else 200
-
-
-def _difference(defaults: Any, cfg: Any) -> dict[str, Any]:
-    before, after = flatten(asdict(defaults)), flatten(asdict(cfg))
-    return {key: value for key, value in after.items() if value != before.get(key)}
 
 
 def _load(selector: Any, root: str, task: str | None = None) -> Any:
@@ -221,7 +212,7 @@ def _check(plan: TrainPlan) -> None:
     check_package(run.logger)
     check_population(run.num_envs, run.num_policies)
     seeded = plan.seed_from is not None or plan.resume is not None  # a resumed run knows by itself
-    algorithms.check(run.algorithm, plan.agent_cfg, plan.task, run.num_envs, run.num_policies, seeded)
+    algorithms.check(run.algorithm, plan.agent_cfg, plan.env, run.num_envs, run.num_policies, seeded)
     if run.seeding == "halving":
         if run.algorithm != "pql":
             raise ConfigurationError(f"seeding=halving works with --algorithm pql, not with {run.algorithm}")
@@ -238,7 +229,13 @@ def _check_same(resume: Any, run: RunCfg) -> None:
     manifest = resume.manifest
     # successive halving leaves fewer heads in the bundle than the run began with
     began = manifest.config.get("run", {}).get("num_policies", manifest.num_policies)
-    for name, ours in (("task", manifest.task), ("algorithm", manifest.algorithm), ("num_policies", began)):
+    same = (
+        ("task", manifest.task),
+        ("backend", manifest.backend),
+        ("algorithm", manifest.algorithm),
+        ("num_policies", began),
+    )
+    for name, ours in same:
         if getattr(run, name) not in (None, ours):
             raise CheckpointError(
                 f"{resume.path} cannot be resumed with another {name}: {ours} in the bundle, {getattr(run, name)} "
@@ -308,9 +305,10 @@ def _check_kept(plan: TrainPlan) -> None:
     for section, starts, what in (
         ("agent", ("actor.", "actor_hidden_dims", "critic.", "critic_hidden_dims", "activation"), "keeps its networks"),
         ("env", ("arena", "goal"), "keeps its map and its goal; --portfolio starts another run from it"),
+        ("isaaclab", ("physics", "presets", "features", "action_bound"), "goes on with its simulator and features"),
     ):
         kept = flatten(config.get(section, {}))
-        for key, value in flatten(ours[section]).items():
+        for key, value in flatten(ours.get(section, {})).items():
             if key.startswith(starts) and kept.get(key, value) != value:
                 raise ConfigurationError(
                     f"{section}.{key}={value}: the run to go on with has {kept[key]} and {what}; leave it out"

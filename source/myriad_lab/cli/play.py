@@ -1,10 +1,8 @@
-"""``myriad play``: several heads of a portfolio in one scene, as a film or in MuJoCo's interactive viewer."""
+"""``myriad play``: several heads of a portfolio in one scene, as a film or in an interactive viewer."""
 
 from __future__ import annotations
 
 import argparse
-import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from myriad_lab.cli.checkpoints import (
     open_bundle,
     run_of,
 )
+from myriad_lab.cli.scenes import make_scene, positions
 from myriad_lab.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -27,8 +26,7 @@ if TYPE_CHECKING:
     from myriad_lab.envs.contract import VecEnv
     from myriad_lab.portfolio.bundle import Bundle
 
-log = logging.getLogger(__name__)
-
+MUJOCO = "mujoco"
 ACTORS = ("trained", "zero", "random")
 EXPLORERS = ("kmyriad",)
 """Algorithms whose policies are shown with their noise, for that is how they explore."""
@@ -62,11 +60,13 @@ class PlayCfg:
     """Torch device."""
     seed: int = 10_007
     """Seed of starts and noise."""
+    viz: str | None = None
+    """Viewer: ``mujoco``, or on backend ``isaaclab`` one or more of its own."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``myriad play``."""
-    from myriad_lab.cli.arguments import non_empty_path, positive_float, positive_int
+    from myriad_lab.cli.arguments import non_empty, non_empty_path, positive_float, positive_int
 
     add_checkpoint_flags(parser, policy="all")
     add_env_flags(parser)
@@ -74,17 +74,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--video", action="store_true", help="write a film; the default where there is no --viz")
     parser.add_argument("--video_length", type=positive_int, help="control steps (default: an episode)")
     parser.add_argument("--speed", type=positive_float, default=1.0, help="times real time (default: 1)")
-    parser.add_argument("--viz", action="store_true", help="open MuJoCo's viewer; needs a display")
+    parser.add_argument(
+        "--viz",
+        nargs="?",
+        const=MUJOCO,
+        type=non_empty,
+        metavar="VIEWER",
+        help="open MuJoCo's viewer; on backend isaaclab one of its own: newton_gl, viser, rerun, kit",
+    )
     parser.add_argument("--out", type=non_empty_path, help="film (default: videos/ in the run folder)")
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Show the heads and say where the film is."""
     bundle = open_bundle(args.checkpoint, args.runs_root, args.device)
-    names = ("actor", "speed", "num_envs", "task", "backend", "device", "seed")
+    names = ("actor", "speed", "num_envs", "task", "backend", "device", "seed", "viz")
     cfg = PlayCfg(length=args.video_length, **{name: getattr(args, name) for name in names})
     heads = choose_heads(args.policy, bundle)
-    if args.viz:
+    if args.viz and (args.viz == MUJOCO or not args.video):
+        from myriad_lab.cli.viewers import view
+
         view(bundle, cfg, heads=heads, overrides=overrides)
     if args.video or not args.viz:
         print(f"written: {record(bundle, cfg, heads=heads, overrides=overrides, out=args.out)}")
@@ -121,7 +130,7 @@ def record(
     if path.suffix != ".mp4":
         raise ConfigurationError(f"--out {path}: expected the name of a film, FILE.mp4")
     check_out_file(path)
-    env, policy = _open(bundle, cfg, heads, overrides)
+    env, policy = open_heads(bundle, cfg, heads, overrides)
     try:
         return film(env, policy, path, heads, bundle.manifest.num_policies, length=cfg.length, speed=cfg.speed)
     finally:
@@ -161,45 +170,15 @@ def film(
         scene.close()
 
 
-def view(
-    bundle: Bundle, cfg: PlayCfg | None = None, *, heads: Sequence[int] | None = None, overrides: Sequence[str] = ()
-) -> None:
-    """Show one head in MuJoCo's viewer until its window is closed.
-
-    Raises:
-        ConfigurationError: If there is no display, or the task does not run on MuJoCo.
-    """
-    import os
-
-    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise ConfigurationError("--viz needs a display, and there is none here; leave it out to get a film")
-    cfg = cfg or PlayCfg()
-    head = (list(heads) if heads is not None else [0])[0]
-    env, policy = _open(bundle, cfg, [head], overrides)
-    try:
-        simulator: Any = getattr(env, "simulator", None)
-        if not hasattr(simulator, "model"):
-            raise ConfigurationError(f"--viz shows tasks on the mujoco backend; {env.spec.task} runs on another")
-        import mujoco.viewer
-
-        data = mujoco.MjData(simulator.model)
-        obs = env.reset()
-        with mujoco.viewer.launch_passive(simulator.model, data) as window:
-            while window.is_running():
-                started = time.perf_counter()
-                obs = env.step(policy(obs))[0]
-                data.qpos[:] = _positions(env)[0]
-                mujoco.mj_forward(simulator.model, data)
-                window.sync()
-                time.sleep(max(0.0, env.spec.control_period / cfg.speed - (time.perf_counter() - started)))
-    finally:
-        env.close()
-
-
-def _open(
+def open_heads(
     bundle: Bundle, cfg: PlayCfg, heads: Sequence[int], overrides: Sequence[str]
 ) -> tuple[VecEnv, Callable[[Any], Any]]:
-    """Return env and policy, one head after the other."""
+    """Return env and policy, one head after the other.
+
+    Raises:
+        ConfigurationError: If a setting is wrong.
+        CheckpointError: If the heads do not fit the env.
+    """
     import torch
 
     from myriad_lab.networks.population import check_population
@@ -211,8 +190,9 @@ def _open(
         raise ConfigurationError(f"--speed {cfg.speed:g}: expected {SPEEDS[0]:g} to {SPEEDS[1]:g} times real time")
     num_envs = cfg.num_envs or len(heads)
     check_population(num_envs, len(heads))
-    where = {"task": cfg.task, "backend": cfg.backend, "device": cfg.device, "seed": cfg.seed}
-    env = env_of(bundle, num_envs, overrides=overrides, **where)
+    where: dict[str, Any] = {"task": cfg.task, "backend": cfg.backend, "device": cfg.device, "seed": cfg.seed}
+    viewers = {} if cfg.viz in (None, MUJOCO) else {"viz": cfg.viz}
+    env = env_of(bundle, num_envs, overrides=overrides, play_mode=True, **viewers, **where)
     if cfg.actor == "zero":
         return env, zero_policy(env)
     if cfg.actor == "random":
@@ -232,65 +212,16 @@ def shown_heads(num_policies: int, heads: Sequence[int] | None = None) -> list[i
     return [heads[round(i * (len(heads) - 1) / (MAX_ROBOTS - 1))] for i in range(MAX_ROBOTS)]
 
 
-def make_scene(env: VecEnv, heads: Sequence[int], num_policies: int) -> Any:
-    """Return what draws the robots of an env: MuJoCo's renderer, or the drawing from above.
-
-    Args:
-        env: Robots of head after head, as many for each.
-        heads: The heads, for their colours.
-        num_policies: Heads of the whole population.
-
-    Raises:
-        ConfigurationError: If the env is not one of Myriad Lab's own tasks.
-    """
-    from myriad_lab.evaluation.plots import head_colors
-    from myriad_lab.monitor.video import TopDownDrawing
-
-    palette = head_colors(num_policies)
-    colors = [palette[head] for head in heads for _ in range(env.num_envs // len(heads))]
-    task: Any = getattr(env, "task", None)
-    if task is None:
-        raise ConfigurationError(f"{env.spec.task} has no arena to draw; only Myriad Lab's own tasks can be shown")
-    simulator: Any = getattr(env, "simulator", None)
-    if hasattr(simulator, "model"):
-        from myriad_lab.envs.mujoco.render import PopulationRenderer, find_library
-
-        if find_library() is not None:
-            return PopulationRenderer(simulator.model, _framed(env), colors)
-        log.warning("neither EGL nor OSMesa works here, so the film is a drawing from above; install libegl1")
-    goal = getattr(task, "goal", None)
-    arena = {**task.arena.to_dict(), "extent": list(_framed(env))}
-    return TopDownDrawing(arena, colors, goal=goal, goal_radius=getattr(task.cfg, "goal_radius", 0.0))
-
-
-def _framed(env: VecEnv) -> tuple[float, float, float, float]:
-    """Return what is shown: the map, or on open ground the surroundings of the start."""
-    task: Any = env.task  # pyright: ignore[reportAttributeAccessIssue]
-    if task.arena.boxes or task.arena.height_field is not None:
-        return task.arena.extent
-    (x, y), (x_min, x_max, y_min, y_max) = task.arena.start, task.arena.extent
-    half = min(8.0, (x_max - x_min) / 2, (y_max - y_min) / 2)
-    return x - half, x + half, y - half, y + half
-
-
 def _frames(env: VecEnv, policy: Callable[[Any], Any], scene: Any, length: int, stride: int) -> Iterator[np.ndarray]:
     import torch
 
     obs = env.reset()
     for step in range(length):
         if step % stride == 0:
-            yield scene.draw(_positions(env))
+            yield scene.draw(positions(env))
         with torch.inference_mode():
             obs, _, dones, _ = env.step(policy(obs))
         scene.break_trails(dones.bool().cpu().numpy())
-
-
-def _positions(env: VecEnv) -> np.ndarray:
-    """Return the generalised positions of all robots, shape (num_envs, 7 + joints): x, y, z, quaternion, joints."""
-    import torch
-
-    state = env.simulator.state()  # pyright: ignore[reportAttributeAccessIssue]
-    return torch.cat((state.root_pos_w, state.root_quat_w, state.joint_pos), dim=1).double().cpu().numpy()
 
 
 def _film_path(bundle: Bundle, cfg: PlayCfg, heads: Sequence[int]) -> Path:

@@ -10,12 +10,12 @@ from typing import Any
 from myriad_lab.cli.arguments import non_empty, positive_float, positive_int, seed_int
 from myriad_lab.errors import ConfigurationError, nearest
 
-BACKENDS = ("torch", "mujoco")
+BACKENDS = ("torch", "mujoco", "isaaclab")
 ALGORITHMS = ("kmyriad", "pql", "ppo")
 SEEDINGS = ("all", "best", "halving")
 LOGGERS = ("tensorboard", "wandb", "none")
 NOT_YET = {
-    "backend": ("mujoco_warp", "isaaclab"),
+    "backend": ("mujoco_warp",),
     "algorithm": ("pgpse", "sac", "impala", "arac", "maac", "ald"),
 }
 """What the design names and nobody has built; asking for it is an error of its own kind."""
@@ -55,7 +55,7 @@ class RunCfg:
     video: bool = _flag(False, "record a video of the population every video_interval iterations")
     video_length: int = _flag(300, "length of a video in control steps (default: 300)", positive_int)
     video_interval: int = _flag(50, "iterations between two videos (default: 50)", positive_int)
-    viz: bool = _flag(False, "not available for train yet; see `myriad play --viz`")
+    viz: str | None = _flag(None, "viewers on backend isaaclab, e.g. viser or newton_gl,rerun")
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -76,9 +76,13 @@ def check_choices(run: RunCfg) -> None:
     Raises:
         ConfigurationError: Naming the value, and the choices there are.
     """
-    for name, flag in (("distributed", "--distributed"), ("viz", "--viz")):
-        if getattr(run, name):
-            raise ConfigurationError(f"{flag} is not available yet; leave it out")
+    if run.distributed:
+        raise ConfigurationError("--distributed is not available yet; leave it out")
+    if run.viz and run.backend != "isaaclab":
+        raise ConfigurationError(
+            f"--viz {run.viz}: training is watched on --backend isaaclab alone; record films with --video, or look at "
+            "the run afterwards with `myriad play`"
+        )
     for spec in fields(RunCfg):
         choices, value = spec.metadata["choices"], getattr(run, spec.name)
         if not choices or value is None or value in choices:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, cast
 
+from myriad_lab.errors import ConfigurationError
 from myriad_lab.portfolio.bundle import seed_heads
 from myriad_lab.runners.rollout import actor_policy, rollout_episodes
-from myriad_lab.tasks.registry import make_env
 
 if TYPE_CHECKING:
     from myriad_lab.cli.plan import TrainPlan
+    from myriad_lab.envs.contract import VecEnv
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +19,12 @@ EPISODES_PER_HEAD = 32
 """Episodes that a head is scored by."""
 
 
-def starting_actor(plan: TrainPlan) -> tuple[Any, dict[str, Any]]:
+def starting_actor(plan: TrainPlan, env: VecEnv) -> tuple[Any, dict[str, Any]]:
     """Return the population that the portfolio of a plan starts, and for ``run.json`` how its heads were chosen.
+
+    Args:
+        plan: The run.
+        env: Its env, which also scores the heads where the process can have no second one.
 
     Raises:
         ConfigurationError: If the number of policies does not fit that of the heads.
@@ -31,7 +36,7 @@ def starting_actor(plan: TrainPlan) -> tuple[Any, dict[str, Any]]:
         "Starts from %s (%s, %d heads, iteration %d)", bundle.path, manifest.algorithm, heads, manifest.iteration
     )
     scored = heads > 1 and (run.seeding == "best" or run.num_policies < heads)
-    scores, env_steps = zero_shot_returns(plan) if scored else ([0.0] * heads, 0)
+    scores, env_steps = zero_shot_returns(plan, env) if scored else ([0.0] * heads, 0)
     seeding = "best" if run.algorithm == "ppo" else run.seeding
     chosen = seed_heads(heads, run.num_policies, cast(Any, seeding), scores)
     if scored:
@@ -40,7 +45,7 @@ def starting_actor(plan: TrainPlan) -> tuple[Any, dict[str, Any]]:
     return bundle.actor.select(chosen), entries | ({"seeding_scores": scores} if scored else {})
 
 
-def zero_shot_returns(plan: TrainPlan) -> tuple[list[float], int]:
+def zero_shot_returns(plan: TrainPlan, env: VecEnv) -> tuple[list[float], int]:
     """Return the mean return of each head of the portfolio in the new task, before any training, and its env steps.
 
     The heads act as they explore, with their noise: the mean actions of an explorer say little about where it goes.
@@ -49,14 +54,13 @@ def zero_shot_returns(plan: TrainPlan) -> tuple[list[float], int]:
 
     run, bundle = plan.run, plan.seed_from
     heads, calls = bundle.manifest.num_policies, 0
-    env = make_env(
-        run.task,
-        backend=run.backend,
-        num_envs=heads * EPISODES_PER_HEAD,
-        device=run.device,
-        seed=run.seed,
-        overrides=plan.env_values,
-    )
+    own = env if plan.env.one_at_a_time else None
+    if own is not None and own.num_envs % heads:
+        raise ConfigurationError(
+            f"num_envs={own.num_envs}: the {heads} heads of the portfolio are scored in the env of the run, since "
+            f"backend {run.backend} has one env at a time; take a multiple of {heads}"
+        )
+    env = own or plan.env.make(heads * EPISODES_PER_HEAD, device=run.device, seed=run.seed)
     try:
         generator = torch.Generator(run.device).manual_seed(run.seed)
         policy = actor_policy(bundle.actor.to(run.device), deterministic=False, generator=generator)
@@ -68,8 +72,11 @@ def zero_shot_returns(plan: TrainPlan) -> tuple[list[float], int]:
 
         record = rollout_episodes(env, counted, heads, EPISODES_PER_HEAD, features=None, num_obs_rows=0)
     finally:
-        env.close()
-    return [float(value) for value in record.returns.mean(axis=1)], calls * heads * EPISODES_PER_HEAD
+        if own is None:
+            env.close()
+    if own is not None:
+        own.reset()
+    return [float(value) for value in record.returns.mean(axis=1)], calls * env.num_envs
 
 
 def _tell(chosen: list[int], scores: list[float], env_steps: int) -> None:

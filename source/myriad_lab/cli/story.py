@@ -233,7 +233,7 @@ def _goal(state: StoryState, cfg: StoryCfg, seeded: dict[str, Any]) -> dict[str,
     stage = cfg.finetune
     plan = make_plan({**stage.flags, **seeded}, [f"experiment={stage.preset}", *stage.overrides])
     asked = {"percentile": cfg.goal_percentile, "episodes": cfg.random_episodes}
-    inputs = {"task": plan.run.task, "backend": plan.run.backend, "values": plan.env_values, **asked}
+    inputs = {"task": plan.run.task, "backend": plan.run.backend, "values": plan.env.values, **asked}
 
     def work() -> dict[str, Any]:
         return asdict(choose_goal(plan, **asked))

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from myriad_lab.cli.configuration import flatten
+from myriad_lab.cli.checkpoints import env_plan_of
 from myriad_lab.evaluation.diversity import diversity_metrics
 from myriad_lab.evaluation.metrics import coverage, held_out_best
 from myriad_lab.evaluation.study import EvaluationCfg
@@ -21,10 +21,6 @@ from myriad_lab.portfolio.manifest import Manifest
 from myriad_lab.portfolio.recording import EpisodeRecord
 from myriad_lab.portfolio.run_folder import RunFolder, list_runs
 from myriad_lab.runners.rollout import actor_policy, rollout_episodes
-from myriad_lab.tasks.registry import make_env
-
-if TYPE_CHECKING:
-    from myriad_lab.envs.contract import VecEnv
 
 SOLVED = 0.5
 """Success rate from which a head counts as successful."""
@@ -153,13 +149,7 @@ def _rollout(
     bundle: Bundle, cfg: EvaluationCfg, episodes_per_head: int, num_envs: int, deterministic: bool
 ) -> EpisodeRecord:
     manifest = bundle.manifest
-    env: VecEnv = make_env(
-        manifest.task,
-        backend=manifest.backend,
-        num_envs=num_envs,
-        seed=cfg.seed,
-        overrides=flatten(manifest.config.get("env", {})),
-    )
+    env = env_plan_of(bundle).make(num_envs, device="cpu", seed=cfg.seed)
     try:
         generator = torch.Generator().manual_seed(cfg.seed)
         policy = actor_policy(bundle.actor, manifest.obs_groups["actor"], deterministic, generator)

@@ -15,6 +15,7 @@ from myriad_lab.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from myriad_lab.cli.plan import TrainPlan
+    from myriad_lab.envs.contract import VecEnv
     from myriad_lab.portfolio.run_folder import RunFolder
     from myriad_lab.runners.callbacks import Callback
 
@@ -88,22 +89,17 @@ def train(
     from myriad_lab.cli.plan import make_plan
     from myriad_lab.cli.run_info import finish_run
     from myriad_lab.portfolio.run_folder import RunFolder
-    from myriad_lab.tasks.registry import make_env
 
     plan = make_plan(flags, overrides)
     if plan.resume is not None and _is_done(plan, plan.resume.manifest):
         return _result_of_done(plan)
     settle_torch(plan.run.deterministic)
-    env = make_env(
-        plan.run.task,
-        backend=plan.run.backend,
-        num_envs=plan.run.num_envs,
-        device=plan.run.device,
-        seed=plan.run.seed,
-        overrides=plan.env_values,
-    )
+    assert plan.run.num_envs is not None
+    # PPO bootstraps as RSL-RL does, without final observations, which not every task of Isaac Lab can give.
+    needs_final_obs = plan.run.algorithm != "ppo"
+    env = plan.env.make(plan.run.num_envs, device=plan.run.device, seed=plan.run.seed, final_obs=needs_final_obs)
     try:
-        actor, seeding = _starting_actor(plan, env.spec)
+        actor, seeding = _starting_actor(plan, env)
         runner = _make_runner(plan, env, actor, callbacks)
         result = _learn(plan, runner, list(sys.argv if command is None else command), seeding)
     finally:
@@ -122,7 +118,7 @@ def settle_torch(deterministic: bool = False) -> None:
     torch.use_deterministic_algorithms(deterministic)
 
 
-def _starting_actor(plan: TrainPlan, spec: Any) -> tuple[Any, dict[str, Any]]:
+def _starting_actor(plan: TrainPlan, env: VecEnv) -> tuple[Any, dict[str, Any]]:
     """Return the population to start from, ``None`` for a fresh one, and what ``run.json`` says of it.
 
     Refuses a bundle that does not fit the env.
@@ -132,13 +128,13 @@ def _starting_actor(plan: TrainPlan, spec: Any) -> tuple[Any, dict[str, Any]]:
 
     run = plan.run
     if plan.resume is not None:
-        check_resume(plan.resume.manifest, spec, task=run.task, algorithm=run.algorithm, num_envs=run.num_envs)
+        check_resume(plan.resume.manifest, env.spec, task=run.task, algorithm=run.algorithm, num_envs=run.num_envs)
         # a portfolio may have brought networks of another shape than the configuration's; ppo asks the bundle itself
         return None if run.algorithm == "ppo" else plan.resume.actor, {}
     if plan.seed_from is None:
         return None, {}
-    check_seed(plan.seed_from.manifest, spec)
-    return starting_actor(plan)
+    check_seed(plan.seed_from.manifest, env.spec)
+    return starting_actor(plan, env)
 
 
 def _is_done(plan: TrainPlan, progress: Any) -> bool:
@@ -215,6 +211,10 @@ def _learn(plan: TrainPlan, runner: Any, command: Sequence[str], seeding: Mappin
     loggers = make_loggers(names, folder.path, total)
     try:
         open_run(folder, plan, command, seeding)
+        if plan.env.one_at_a_time:
+            from myriad_lab.envs.isaaclab.launch import dump_env_cfg
+
+            dump_env_cfg(runner.env, folder.path / "config" / "isaaclab_env.yaml")
         runner.run_folder, runner.loggers = folder, loggers
         if plan.resume is not None:
             _turn_back(folder, runner)
@@ -251,13 +251,13 @@ def _budgets(plan: TrainPlan) -> list[Callback]:
 def _videos(plan: TrainPlan) -> list[Callback]:
     if not plan.run.video:
         return []
-    from myriad_lab.cli.training_films import TrainingFilms
-    from myriad_lab.tasks.registry import make_env
+    from myriad_lab.cli.training_films import TrainingFilms, ViewerFilms
 
     run = plan.run
+    if plan.env.one_at_a_time:
+        return [ViewerFilms(run.video_interval, run.video_length)]
 
     def env_of_film(num_robots: int) -> Any:
-        size: dict[str, Any] = {"num_envs": num_robots, "device": run.device, "seed": run.seed, "final_obs": False}
-        return make_env(run.task, backend=run.backend, overrides=plan.env_values, **size)
+        return plan.env.make(num_robots, device=run.device, seed=run.seed, final_obs=False)
 
     return [TrainingFilms(env_of_film, run.algorithm, run.video_interval, run.video_length)]

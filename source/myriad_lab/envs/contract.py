@@ -42,8 +42,8 @@ class ActionSpec:
 
     names: tuple[str, ...]
     """Joint or axis driven by each action, in order."""
-    kind: Literal["velocity", "torque", "position", "discrete"]
-    """The physical quantity commanded."""
+    kind: Literal["velocity", "torque", "position", "discrete", "task"]
+    """The physical quantity commanded; ``task``: what the task of another package makes of it."""
     unit: str
     """SI unit of ``scale`` and ``offset``."""
     scale: tuple[float, ...]

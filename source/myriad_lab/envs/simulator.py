@@ -8,6 +8,11 @@ import torch
 
 from myriad_lab.envs.robot_state import InitialState, RobotState
 
+POSITION_LIMIT = 1.0e3
+"""A base further out [m], or a joint further round [rad], means that the physics broke."""
+SPEED_LIMIT = 1.0e3
+"""A base [m/s, rad/s] or a joint [rad/s] that is faster means that the physics broke."""
+
 
 class Simulator(Protocol):
     """A batch of identical robots in one arena, advanced together.

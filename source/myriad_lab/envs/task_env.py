@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ class TaskEnv(VecEnv):
             action=task.robot.action,
             control_period=task.robot.control_period,
             max_episode_length=self.max_episode_length,
-            robot=_robot_dict(task),
+            robot=robot_dict(task),
         )
         self.episode_length_buf = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
         self._success_buf = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
@@ -96,7 +97,7 @@ class TaskEnv(VecEnv):
             ValueError: The shape is wrong.
             BrokenPolicyError: An action is not a number; the message names the envs.
         """
-        diverged = self.simulator.step(self._checked(actions))
+        diverged = self.simulator.step(check_actions(actions, self.num_envs, self.num_actions, self.device))
         self.episode_length_buf += 1
         state = self.simulator.state()
         self.task.on_step(state, self._generator)
@@ -156,23 +157,13 @@ class TaskEnv(VecEnv):
         self._obs = self._pack({name: value.to(self.device, copy=True) for name, value in state["obs"].items()})
         self._generator.set_state(state["generator"].cpu())
 
+    def robot_state(self) -> RobotState:
+        """Return the state of the robots now; see ``Simulator.state``."""
+        return self.simulator.state()
+
     def close(self) -> None:
         """Free the simulator."""
         self.simulator.close()
-
-    def _checked(self, actions: torch.Tensor) -> torch.Tensor:
-        if actions.shape != (self.num_envs, self.num_actions):
-            raise ValueError(f"actions have shape {tuple(actions.shape)}, not {(self.num_envs, self.num_actions)}.")
-        # NaN survives a sum whatever the other entries are (inf - inf is NaN too, hence the second look).
-        if math.isnan(actions.sum().item()):
-            rows = torch.isnan(actions).any(1).nonzero().flatten().tolist()
-            if rows:
-                more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
-                raise BrokenPolicyError(
-                    f"NaN in the actions of envs {rows[:8]}{more}: the policy broke before this step; lower its "
-                    "learning rate, or look for rewards or observations out of scale"
-                )
-        return actions.detach().to(self.device, torch.float32).clamp(-1.0, 1.0)
 
     def _reward_terms(self, state: RobotState) -> torch.Tensor:
         """Return the reward terms of this step, shape (num_terms, num_envs)."""
@@ -207,14 +198,12 @@ class TaskEnv(VecEnv):
     ) -> dict[str, torch.Tensor]:
         """Return the scalars of the episodes that end now: mean sums of the reward terms, counts of the ends."""
         means = self._reward_sums[:, rows].mean(1).unbind()
-        log = {f"Episode_Reward/{name}": value for name, value in zip(self._reward_names, means, strict=True)}
-        log["Episode_Termination/terminated"] = terminated.sum().float()
-        log["Episode_Termination/time_out"] = (time_outs & ~diverged).sum().float()
-        log["Episode_Termination/diverged"] = diverged.sum().float()
-        log["Metrics/episode_length"] = self.episode_length_buf[rows].float().mean()
-        if goal:
-            log["Metrics/success"] = self._success_buf[rows].float().mean()
-        return log
+        return episode_log(
+            dict(zip(self._reward_names, means, strict=True)),
+            (terminated, time_outs, diverged),
+            self.episode_length_buf[rows],
+            self._success_buf[rows] if goal else None,
+        )
 
     def _reset_rows(self, rows: torch.Tensor) -> None:
         self.simulator.reset(rows, self.task.reset_distribution(len(rows), self._generator))
@@ -225,13 +214,7 @@ class TaskEnv(VecEnv):
 
     def _observe(self) -> TensorDict:
         state = self.simulator.state()
-        groups: dict[str, torch.Tensor] = {}
-        joined: dict[int, torch.Tensor] = {}
-        for group, terms in self.task.observe(state).items():
-            if id(terms) not in joined:
-                rows = [value if value.dim() == 2 else value.reshape(self.num_envs, -1) for value in terms.values()]
-                joined[id(terms)] = torch.cat(rows, dim=1)
-            groups[group] = joined[id(terms)]
+        groups = join_terms(self.task.observe(state))
         # Simulators hand out live views; features are often a plain slice of one.
         groups["features"] = self.task.features(state).clone()
         return self._pack(groups)
@@ -275,7 +258,64 @@ def _width(terms: tuple[TermSpec, ...]) -> int:
     return sum(torch.Size(term.shape).numel() for term in terms)
 
 
-def _robot_dict(task: Task) -> dict[str, Any]:
+def join_terms(groups: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return each group of a task's observations as one tensor, ``(num_envs, size)``; equal groups share theirs."""
+    joined: dict[int, torch.Tensor] = {}
+    for terms in groups.values():
+        if id(terms) not in joined:
+            rows = [value if value.dim() == 2 else value.reshape(len(value), -1) for value in terms.values()]
+            joined[id(terms)] = torch.cat(rows, dim=1)
+    return {group: joined[id(terms)] for group, terms in groups.items()}
+
+
+def episode_log(
+    rewards: Mapping[str, torch.Tensor],
+    ends: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    lengths: torch.Tensor,
+    success: torch.Tensor | None,
+) -> dict[str, torch.Tensor]:
+    """Return the scalars of the episodes that end in a step.
+
+    Args:
+        rewards: Reward term -> mean of its sums over these episodes.
+        ends: Where episodes terminated, ran out of time (diverged ones included), and diverged, bool.
+        lengths: Control steps of these episodes, ``(num_ended,)``.
+        success: Which of them reached the goal, bool ``(num_ended,)``; ``None`` for tasks without a goal.
+    """
+    terminated, time_outs, diverged = ends
+    log = {f"Episode_Reward/{name}": value for name, value in rewards.items()}
+    log["Episode_Termination/terminated"] = terminated.sum().float()
+    log["Episode_Termination/time_out"] = (time_outs & ~diverged).sum().float()
+    log["Episode_Termination/diverged"] = diverged.sum().float()
+    log["Metrics/episode_length"] = lengths.float().mean()
+    if success is not None:
+        log["Metrics/success"] = success.float().mean()
+    return log
+
+
+def check_actions(actions: torch.Tensor, num_envs: int, num_actions: int, device: torch.device | str) -> torch.Tensor:
+    """Return the actions on the device of the env, float32, clamped to [-1, 1].
+
+    Raises:
+        ValueError: The shape is wrong.
+        BrokenPolicyError: An action is not a number; the message names the envs.
+    """
+    if actions.shape != (num_envs, num_actions):
+        raise ValueError(f"actions have shape {tuple(actions.shape)}, not {(num_envs, num_actions)}.")
+    # NaN survives a sum whatever the other entries are (inf - inf is NaN too, hence the second look).
+    if math.isnan(actions.sum().item()):
+        rows = torch.isnan(actions).any(1).nonzero().flatten().tolist()
+        if rows:
+            more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
+            raise BrokenPolicyError(
+                f"NaN in the actions of envs {rows[:8]}{more}: the policy broke before this step; lower its "
+                "learning rate, or look for rewards or observations out of scale"
+            )
+    return actions.detach().to(device, torch.float32).clamp(-1.0, 1.0)
+
+
+def robot_dict(task: Task) -> dict[str, Any]:
+    """Return what a portfolio keeps of the robot: joints in order, default pose and gains."""
     robot = task.robot
     return {
         "name": robot.name,

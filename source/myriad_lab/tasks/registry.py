@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,9 @@ from myriad_lab.envs.simulator import Simulator
 from myriad_lab.envs.task import Task
 from myriad_lab.envs.task_env import TaskEnv
 from myriad_lab.errors import ConfigurationError, nearest
+
+if TYPE_CHECKING:
+    from myriad_lab.envs.isaaclab.cfg import IsaacLabCfg
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class TaskEntry:
     """Batch size used where none is asked for."""
 
 
+ISAACLAB = "isaaclab"
+"""Backend that makes its envs as a whole, see ``myriad_lab.tasks.isaaclab_backend``."""
 _ENTRIES: dict[str, TaskEntry] = {}
 
 
@@ -48,8 +53,10 @@ def register(entry: TaskEntry) -> None:
     if entry.id in _ENTRIES:
         raise ConfigurationError(f"The task {entry.id} is registered already.")
     for backend in entry.backends:
-        if backend not in _BACKENDS:
-            raise ConfigurationError(f"Task {entry.id}: unknown backend {backend!r}. {nearest(backend, _BACKENDS)}")
+        if backend not in (*_BACKENDS, ISAACLAB):
+            raise ConfigurationError(
+                f"Task {entry.id}: unknown backend {backend!r}. {nearest(backend, (*_BACKENDS, ISAACLAB))}"
+            )
     _ENTRIES[entry.id] = entry
 
 
@@ -63,6 +70,12 @@ def get(task_id: str) -> TaskEntry:
     if task_id not in _ENTRIES:
         raise ConfigurationError(f"Unknown task {task_id!r}. {nearest(task_id, _ENTRIES)}")
     return copy.deepcopy(_ENTRIES[task_id])
+
+
+def is_registered(task_id: str) -> bool:
+    """Return whether there is a task of that id."""
+    _load_families()
+    return task_id in _ENTRIES
 
 
 def list_tasks() -> list[TaskEntry]:
@@ -81,8 +94,9 @@ def make_env(
     final_obs: bool = True,
     overrides: Mapping[str, Any] | None = None,
     num_threads: int | None = None,
+    isaaclab: IsaacLabCfg | None = None,
 ) -> VecEnv:
-    """Build the env of a registered task.
+    """Build the env of a registered task, or with backend ``isaaclab`` of any task that Isaac Lab knows.
 
     Args:
         task_id: Registered id.
@@ -93,10 +107,13 @@ def make_env(
         final_obs: Whether ``extras["final_obs"]`` is given.
         overrides: Dotted fields of the task's configuration and their values.
         num_threads: Physics threads of backend ``mujoco``; all cores by default.
+        isaaclab: Engine, features and viewers of backend ``isaaclab``.
 
     Raises:
         ConfigurationError: Unknown task, backend, device or field, or a value the task refuses.
     """
+    if backend == ISAACLAB and not is_registered(task_id):
+        return _isaaclab_env(task_id, num_envs, check_device(device), seed, final_obs, overrides, isaaclab)
     entry = get(task_id)
     backend = entry.backends[0] if backend is None else backend
     if backend not in entry.backends:
@@ -107,6 +124,8 @@ def make_env(
     if num_envs < 1:
         raise ConfigurationError(f"num_envs={num_envs}; expected at least 1.")
     where = check_device(device)
+    if backend == ISAACLAB:
+        return _isaaclab_env(task_id, num_envs, where, seed, final_obs, overrides, isaaclab)
     cfg = apply_overrides(entry.cfg, overrides or {})
     task = entry.make_task(cfg)
     simulator = _BACKENDS[backend](task, num_envs, where, seed, num_threads)
@@ -153,6 +172,23 @@ def check_device(device: str | torch.device) -> torch.device:
     if found.type not in ("cpu", "cuda") or (found.type == "cuda" and (found.index or 0) >= count):
         raise ConfigurationError(f"device={str(device)!r} is not there; this machine has {available}")
     return found
+
+
+def _isaaclab_env(
+    task_id: str,
+    num_envs: int | None,
+    device: torch.device,
+    seed: int,
+    final_obs: bool,
+    overrides: Mapping[str, Any] | None,
+    cfg: IsaacLabCfg | None,
+) -> VecEnv:
+    """Let Isaac Lab make the env as a whole."""
+    from myriad_lab.envs.isaaclab.cfg import IsaacLabCfg
+    from myriad_lab.tasks.isaaclab_backend import make_env_of
+
+    settings: dict[str, Any] = {"device": str(device), "seed": seed, "final_obs": final_obs, "num_envs": num_envs}
+    return make_env_of(task_id, cfg or IsaacLabCfg(), overrides=overrides or {}, **settings)
 
 
 def _torch_backend(task: Any, num_envs: int, device: torch.device, seed: int, num_threads: int | None) -> Simulator:

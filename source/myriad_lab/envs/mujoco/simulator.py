@@ -16,14 +16,11 @@ from myriad_lab.envs.mujoco.model import build_model, contact_sensor_name, torqu
 from myriad_lab.envs.robot import RobotCfg
 from myriad_lab.envs.robot_state import InitialState, RobotState
 from myriad_lab.envs.rotations import quat_rotate_inverse, rotation_matrix
+from myriad_lab.envs.simulator import POSITION_LIMIT, SPEED_LIMIT
 from myriad_lab.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
-POSITION_LIMIT = 1.0e3
-"""A base further out [m], or a joint further round [rad], means that the physics broke."""
-SPEED_LIMIT = 1.0e3
-"""A base [m/s, rad/s] or a joint [rad/s] that is faster means that the physics broke."""
 TORCH_THREADS = 1
 """Torch threads beside the physics pool; two pools on the same cores slow each other down by 4 to 100 times."""
 

@@ -203,7 +203,7 @@ def register_velocity() -> None:
         TaskEntry(
             id="Myriad-Velocity-Quadruped",
             family="locomotion",
-            backends=("mujoco",),
+            backends=("mujoco", "isaaclab"),
             cfg=VelocityCfg(),
             make_task=VelocityTask,
             description="Quadruped, 12 joint position targets: follow velocity commands.",

@@ -95,7 +95,7 @@ def register_ant_mazes() -> None:
                 TaskEntry(
                     id=f"Myriad-AntMaze-{arena.title()}{suffix}",
                     family="maze",
-                    backends=("mujoco",),
+                    backends=("mujoco", "isaaclab"),
                     cfg=AntMazeCfg(arena=arena, sparse_goal=goal),
                     make_task=AntMazeTask,
                     description=f"Ant, 8 torques, map {arena!r} of 40 m x 24 m, {what}.",
