@@ -161,6 +161,25 @@ def test_nothing_unwritten_is_sampled_and_memory_is_poisoned() -> None:
             assert bool(torch.isfinite(tensor).all())
 
 
+def test_a_reader_beside_the_writer_sees_nothing_unwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process samples at any moment of a write, also between the publication of head and of size."""
+    buffer, stream, generator = make(7), Stream(SCHEDULE), torch.Generator().manual_seed(1)
+    buffer.write(**stream.advance())
+    publish, looks = torch.Tensor.fill_, []
+
+    def publish_and_look(tensor: torch.Tensor, value: float) -> torch.Tensor:
+        publish(tensor, value)
+        batch = buffer.sample(256, generator, n_step=N_STEP)
+        looks.append(bool(torch.isfinite(torch.cat([batch.obs["policy"], batch.next_obs["policy"]])).all()))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "fill_", publish_and_look)
+    for _ in range(20):
+        buffer.write(**stream.advance())
+    assert len(looks) >= 2 * 20
+    assert all(looks)
+
+
 def test_split_keeps_rows_together() -> None:
     buffer = make()
     fill(buffer, SCHEDULE, 15)
