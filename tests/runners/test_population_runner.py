@@ -285,7 +285,7 @@ def test_the_time_of_an_iteration_includes_the_wait_for_the_device(monkeypatch):
         return {name: float(value) for name, value in tensors.items()}
 
     monkeypatch.setattr("myriad_lab.runners.population_runner.time.perf_counter", lambda: clock[0])
-    monkeypatch.setattr("myriad_lab.runners.population_runner._to_floats", wait)
+    monkeypatch.setattr("myriad_lab.runners.population_runner.to_floats", wait)
     runner = make_runner()
     runner.learn(1)
     assert runner.wall_time == clock[0] == 10.0  # the env's log, then the metrics of the update

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -20,6 +21,12 @@ class IsaacLike(PredictableEnv):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.kept: dict[str, Any] = {}
+        self.reset_buf = torch.zeros(self.num_envs, dtype=torch.bool)
+        self.ended_in_viewer: tuple[int, int] | None = None
+
+    @property
+    def unwrapped(self) -> IsaacLike:
+        return self
 
     def reset(self, env_ids=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         obs = super().reset(env_ids)
@@ -27,7 +34,10 @@ class IsaacLike(PredictableEnv):
 
     def step(self, actions):
         obs, rewards, dones, extras = super().step(actions)
-        if dones.any():
+        self.reset_buf = dones.bool()
+        if self.ended_in_viewer is not None and self.ended_in_viewer[0] == self.global_step:
+            dones[self.ended_in_viewer[1]] = 1  # Isaac Lab has no final observation for it, and an old one stays
+        if self.reset_buf.any():
             self.kept = {"final_obs": extras["final_obs"]} if "final_obs" in extras else {}
         return obs, rewards, dones, {"time_outs": extras["time_outs"], "log": {}, **self.kept}
 
@@ -81,11 +91,44 @@ def test_a_rollout_begins_with_all_envs_and_holds_true_last_states(tmp_path, mon
         assert features[:, 1, 1].tolist() == [1, 2, 3, 4, 5, 6]
 
 
+def test_an_episode_ended_in_the_viewer_is_no_part_of_the_rollout(tmp_path, monkeypatch):
+    env = IsaacLike(num_envs=4, lengths=[6, 6, 3, 6])
+    env.ended_in_viewer = (5, 1)
+    runner = runner_of(env, tmp_path)
+    valid = []
+    update = KMyriad.update
+
+    def keep(self: KMyriad):
+        valid.append(self.storage["valid"].clone())
+        return update(self)
+
+    monkeypatch.setattr(KMyriad, "update", keep)
+    runner.learn(1)
+    assert valid[0][:, 1].tolist() == [True] * 4 + [False] * 2
+    assert bool(valid[0][:, [0, 2, 3]].all())
+
+
+@pytest.mark.parametrize("state_dependent_std", [False, True])
+def test_the_log_tells_the_noise_of_the_actions_drawn_last(tmp_path, state_dependent_std):
+    actor = {"trunk": [8], "adapter_dim": 4, "init_log_std": -1.5, "state_dependent_std": state_dependent_std}
+    env = IsaacLike(num_envs=4, lengths=[6] * 4)
+    runner = runner_of(env, tmp_path, actor=actor)
+    obs = env.get_observations()
+    runner.alg.act(obs)
+    told = runner.alg.get_policy().output_std
+    wanted = runner.alg.algorithm.actor(obs["policy"].unflatten(0, (2, -1)))[1].exp()
+    assert torch.equal(told, wanted)
+    if not state_dependent_std:
+        assert told.mean().item() == pytest.approx(math.exp(-1.5), rel=1e-5)
+
+
 def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match=r"num_steps_per_env=5.*expected 6"):
         runner_of(IsaacLike(num_envs=4, lengths=[6] * 4), tmp_path, steps=5)
-    with pytest.raises(ConfigurationError, match=r"unknown key agent\.algorithm\.settings\.kk"):
+    with pytest.raises(ConfigurationError, match="Unknown field 'kk' of KMyriadCfg"):
         runner_of(IsaacLike(num_envs=4, lengths=[6] * 4), tmp_path, kk=1)
+    with pytest.raises(ConfigurationError, match="k='many' does not fit KMyriadCfg"):
+        runner_of(IsaacLike(num_envs=4, lengths=[6] * 4), tmp_path, k="many")
     with pytest.raises(ConfigurationError, match=r"compute_final_obs=true"):
         runner_of(IsaacLike(num_envs=4, lengths=[6] * 4, final_obs=False), tmp_path).learn(1)
 

@@ -1,9 +1,11 @@
-"""Means of scalars over an iteration."""
+"""Scalars of an iteration on their way to the host."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+import torch
 
 
 class MeanLog:
@@ -22,3 +24,12 @@ class MeanLog:
     def read(self) -> dict[str, float]:
         """Return the means of what was taken."""
         return {key: float(value) / self._counts[key] for key, value in self._sums.items()}
+
+
+def to_floats(tensors: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Bring all metrics to the host at once."""
+    if not tensors:
+        return {}
+    device = next(iter(tensors.values())).device
+    values = torch.stack([value.detach().to(device, torch.float32) for value in tensors.values()]).tolist()
+    return dict(zip(tensors, values, strict=True))

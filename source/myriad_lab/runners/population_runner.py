@@ -23,6 +23,7 @@ from myriad_lab.portfolio.bundle import check_resume, load_bundle, save_bundle
 from myriad_lab.portfolio.plain_state import capture_rng_state, restore_rng_state
 from myriad_lab.portfolio.run_folder import RunFolder
 from myriad_lab.runners.callbacks import Callback, NanGuardCallback
+from myriad_lab.runners.mean_log import to_floats
 from myriad_lab.runners.runner import Runner
 from myriad_lab.runners.visits import CoverageMap, save_visits
 
@@ -179,7 +180,7 @@ class PopulationRunner(Runner):
         if self.iteration == 0:
             self._record("visits_before.npz", 0)
         tensors = {} if self.coverage is None else self.coverage.update(features, valid)
-        learnt = _to_floats(tensors | self.algorithm.update())  # waits for the device: the clock is read after it
+        learnt = to_floats(tensors | self.algorithm.update())  # waits for the device: the clock is read after it
         updated = time.perf_counter()
         steps = self.env.num_envs * self.env.max_episode_length
         self.env_steps += steps
@@ -228,7 +229,7 @@ class PopulationRunner(Runner):
             for name, value in extras.get("log", {}).items():
                 sums.setdefault(name, []).append(torch.as_tensor(value, dtype=torch.float32).mean())
             obs = next_obs
-        return _to_floats({name: torch.stack(values).mean() for name, values in sums.items()})
+        return to_floats({name: torch.stack(values).mean() for name, values in sums.items()})
 
     def _train_state(self) -> dict[str, Any]:
         return {
@@ -265,12 +266,3 @@ def _seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def _to_floats(tensors: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Bring all metrics to the host at once."""
-    if not tensors:
-        return {}
-    device = next(iter(tensors.values())).device
-    values = torch.stack([value.detach().to(device, torch.float32) for value in tensors.values()]).tolist()
-    return dict(zip(tensors, values, strict=True))

@@ -7,7 +7,6 @@ Isaac Lab's, for instance, takes it by name: ``algorithm.class_name =
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -18,6 +17,10 @@ from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.kmyriad import KMyriad, KMyriadCfg
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.networks.population import PopulationActor
+from myriad_lab.runners.mean_log import to_floats
+from myriad_lab.tasks.registry import apply_overrides
+
+_GROUPS = ("policy", "features")
 
 
 class RslRlKMyriad:
@@ -29,7 +32,6 @@ class RslRlKMyriad:
     def __init__(self, algorithm: KMyriad, env: Any) -> None:
         self.algorithm = algorithm
         self.learning_rate = algorithm.cfg.learning_rate
-        self.rnd = None
         self._env = env
         self._policy = PopulationPolicy(algorithm.actor)
         self._step: tuple[TensorDict, torch.Tensor] | None = None
@@ -49,7 +51,7 @@ class RslRlKMyriad:
             ConfigurationError: The env lacks a group, the rollout is no whole episode, or a setting is wrong.
         """
         num_policies, seed = int(cfg["algorithm"]["num_policies"]), int(cfg.get("seed") or 0)
-        kmyriad = _fill(KMyriadCfg(), cfg["algorithm"].get("settings", {}))
+        kmyriad = apply_overrides(KMyriadCfg(), cfg["algorithm"].get("settings", {}))
         steps = int(env.max_episode_length)
         if cfg["num_steps_per_env"] != steps:
             raise ConfigurationError(
@@ -61,7 +63,7 @@ class RslRlKMyriad:
                 f"the env observes {list(obs.keys())}; K-Myriad needs a group 'features', which tasks of Myriad Lab "
                 "have; for others use `myriad train --backend isaaclab`, which adds one"
             )
-        sizes = {name: int(obs[name].shape[1]) for name in ("policy", "features")}
+        sizes = {name: int(obs[name].shape[1]) for name in _GROUPS}
         actor = PopulationActor(sizes["policy"], env.num_actions, num_policies, kmyriad.actor).to(device).train()
         return RslRlKMyriad(KMyriad(actor, kmyriad, env.num_envs, sizes, device, seed, num_steps=steps), env)
 
@@ -72,6 +74,7 @@ class RslRlKMyriad:
             if self.algorithm.storage.position == 0 and bool((self._env.episode_length_buf != 0).any()):
                 obs = self._env.reset()[0].to(self.algorithm.device)
             obs = obs.clone()
+            self._policy.observed = obs["policy"]
             actions = self.algorithm.act(obs)
             self._step = obs, actions
             return actions
@@ -94,13 +97,14 @@ class RslRlKMyriad:
                     "an episode ended without a final observation; add env.compute_final_obs=true to the command line"
                 )
             next_obs = obs.clone()
-            groups = (
-                {name: final[name].detach().clone() for name in ("policy", "features")} if final is not None else {}
-            )
-            last = TensorDict(groups, batch_size=next_obs.batch_size) if groups else next_obs
+            last = next_obs if final is None else next_obs.clone()
+            for name in _GROUPS if final is not None else ():
+                last[name] = final[name].clone()
             time_outs = extras.get("time_outs", ended).bool().clone() & ended
-            diverged = extras.get("diverged")
-            valid = torch.ones_like(ended) if diverged is None else ~diverged.clone()
+            # What somebody ended in a viewer has no final observation: the env itself did not decide on it.
+            valid = ~ended | self._env.unwrapped.reset_buf.bool()
+            if "diverged" in extras:
+                valid &= ~extras["diverged"]
             before, actions = self._step
             self.algorithm.observe(
                 Step(before, actions, rewards.clone(), ended & ~time_outs, time_outs, next_obs, last, valid)
@@ -112,7 +116,7 @@ class RslRlKMyriad:
 
     def update(self) -> dict[str, float]:
         """Learn from one rollout; returns the metrics."""
-        metrics = {name: float(value) for name, value in self.algorithm.update().items()}
+        metrics = to_floats(self.algorithm.update())
         self.learning_rate = metrics["Policy/learning_rate"]
         return metrics
 
@@ -156,17 +160,14 @@ class PopulationPolicy(nn.Module):
     def __init__(self, actor: PopulationActor) -> None:
         super().__init__()
         self.actor = actor
+        self.observed = torch.zeros(actor.num_policies, actor.num_obs)
+        """Observations acted on last, (num_envs, num_obs)."""
 
     @property
+    @torch.no_grad()
     def output_std(self) -> torch.Tensor:
-        """Mean standard deviation of the actions before squashing, for the log."""
-        low, high = self.actor.cfg.log_std_range
-        raw = self.actor.raw_log_std
-        return torch.full((1,), 0.5 * (low + high)).exp() if raw is None else self._std(raw, low, high)
-
-    @staticmethod
-    def _std(raw: torch.Tensor, low: float, high: float) -> torch.Tensor:
-        return (low + 0.5 * (high - low) * (torch.tanh(raw) + 1.0)).exp()
+        """Standard deviations before squashing of the actions drawn last, for the log."""
+        return self.actor(self.observed.unflatten(0, (self.actor.num_policies, -1)))[1].exp()
 
     def forward(self, obs: TensorDict) -> torch.Tensor:
         """Return the deterministic actions, shape (num_envs, num_actions)."""
@@ -185,20 +186,3 @@ class PopulationPolicy(nn.Module):
         policy.input_names, policy.output_names = ["obs"], ["actions"]
         policy.get_dummy_inputs = lambda: (torch.zeros(1, self.actor.num_obs),)
         return policy
-
-
-def _fill(cfg: Any, values: Mapping[str, Any]) -> Any:
-    """Set the fields of a dataclass, nested ones from mappings.
-
-    Raises:
-        ConfigurationError: An unknown field; names the nearest.
-    """
-    from myriad_lab.errors import nearest
-
-    names = [spec.name for spec in fields(cfg)]
-    for key, value in values.items():
-        if key not in names:
-            raise ConfigurationError(f"unknown key agent.algorithm.settings.{key}. {nearest(key, names)}")
-        old = getattr(cfg, key)
-        setattr(cfg, key, _fill(old, value) if is_dataclass(old) and isinstance(value, Mapping) else value)
-    return cfg
