@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from myriad_lab.cli.configuration import compose, flatten, keys_of
 from myriad_lab.errors import ConfigurationError
+from myriad_lab.tasks import registry
+from myriad_lab.tasks.registry import ISAACLAB
 
 if TYPE_CHECKING:
     from myriad_lab.envs.contract import VecEnv
     from myriad_lab.envs.isaaclab.cfg import IsaacLabCfg
 
-ISAACLAB = "isaaclab"
 FLAG_OF = {
     "scene.num_envs": "--num_envs",
     "seed": "--seed",
@@ -56,9 +57,7 @@ class EnvPlan:
 
     def make(self, num_envs: int, *, device: str, seed: int, final_obs: bool = True) -> VecEnv:
         """Build the env."""
-        from myriad_lab.tasks.registry import make_env
-
-        return make_env(
+        return registry.make_env(
             self.task_id,
             backend=self.backend,
             num_envs=num_envs,
@@ -89,14 +88,13 @@ def plan_env(
     Raises:
         ConfigurationError: An unknown task, backend or field, or a value that the task refuses.
     """
-    from myriad_lab.tasks import registry
-
-    if backend != ISAACLAB:
-        for key, value in (asked or {}).items():
-            raise ConfigurationError(f"isaaclab.{key}={value} has no effect without --backend isaaclab; leave it out")
     if backend == ISAACLAB:
-        for key in (key for layer in layers for key in layer if key in FLAG_OF):
-            raise ConfigurationError(f"env.{key} is set by {FLAG_OF[key]}; leave it out")
+        taken = next((key for layer in layers for key in layer if key in FLAG_OF), None)
+        if taken is not None:
+            raise ConfigurationError(f"env.{taken} is set by {FLAG_OF[taken]}; leave it out")
+    elif asked:
+        key, value = next(iter(asked.items()))
+        raise ConfigurationError(f"isaaclab.{key}={value} has no effect without --backend isaaclab; leave it out")
     if not registry.is_registered(task_id):
         if backend == ISAACLAB:
             return _plan_foreign(task_id, layers, isaaclab)
@@ -114,8 +112,6 @@ def plan_env(
 
 def own_keys(task_id: str) -> list[str]:
     """Return the dotted keys of the configuration of a task of ours, none for a task of Isaac Lab."""
-    from myriad_lab.tasks import registry
-
     return keys_of(registry.get(task_id).cfg) if registry.is_registered(task_id) else []
 
 

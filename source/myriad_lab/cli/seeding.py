@@ -60,7 +60,8 @@ def zero_shot_returns(plan: TrainPlan, env: VecEnv) -> tuple[list[float], int]:
             f"num_envs={own.num_envs}: the {heads} heads of the portfolio are scored in the env of the run, since "
             f"backend {run.backend} has one env at a time; take a multiple of {heads}"
         )
-    env = own or plan.env.make(heads * EPISODES_PER_HEAD, device=run.device, seed=run.seed)
+    if own is None:
+        env = plan.env.make(heads * EPISODES_PER_HEAD, device=run.device, seed=run.seed)
     try:
         generator = torch.Generator(run.device).manual_seed(run.seed)
         policy = actor_policy(bundle.actor.to(run.device), deterministic=False, generator=generator)

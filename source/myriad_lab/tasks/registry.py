@@ -112,23 +112,26 @@ def make_env(
     Raises:
         ConfigurationError: Unknown task, backend, device or field, or a value the task refuses.
     """
-    if backend == ISAACLAB and not is_registered(task_id):
-        return _isaaclab_env(task_id, num_envs, check_device(device), seed, final_obs, overrides, isaaclab)
-    entry = get(task_id)
-    backend = entry.backends[0] if backend is None else backend
-    if backend not in entry.backends:
-        raise ConfigurationError(
-            f"Task {task_id} has no backend {backend!r}; it runs on {' and '.join(entry.backends)}."
-        )
-    num_envs = entry.default_num_envs if num_envs is None else num_envs
-    if num_envs < 1:
+    entry = None if backend == ISAACLAB and not is_registered(task_id) else get(task_id)
+    if entry is not None:
+        backend = entry.backends[0] if backend is None else backend
+        if backend not in entry.backends:
+            raise ConfigurationError(
+                f"Task {task_id} has no backend {backend!r}; it runs on {' and '.join(entry.backends)}."
+            )
+        num_envs = entry.default_num_envs if num_envs is None else num_envs
+    if num_envs is not None and num_envs < 1:
         raise ConfigurationError(f"num_envs={num_envs}; expected at least 1.")
     where = check_device(device)
-    if backend == ISAACLAB:
-        return _isaaclab_env(task_id, num_envs, where, seed, final_obs, overrides, isaaclab)
+    if entry is None or backend == ISAACLAB:
+        from myriad_lab.envs.isaaclab.cfg import IsaacLabCfg
+        from myriad_lab.tasks.isaaclab_backend import make_env_of
+
+        settings: dict[str, Any] = {"device": str(where), "seed": seed, "final_obs": final_obs, "num_envs": num_envs}
+        return make_env_of(task_id, isaaclab or IsaacLabCfg(), overrides=overrides or {}, **settings)
     cfg = apply_overrides(entry.cfg, overrides or {})
     task = entry.make_task(cfg)
-    simulator = _BACKENDS[backend](task, num_envs, where, seed, num_threads)
+    simulator = _BACKENDS[str(backend)](task, num_envs, where, seed, num_threads)
     return TaskEnv(task, simulator, seed=seed, final_obs=final_obs, task_id=task_id)
 
 
@@ -172,23 +175,6 @@ def check_device(device: str | torch.device) -> torch.device:
     if found.type not in ("cpu", "cuda") or (found.type == "cuda" and (found.index or 0) >= count):
         raise ConfigurationError(f"device={str(device)!r} is not there; this machine has {available}")
     return found
-
-
-def _isaaclab_env(
-    task_id: str,
-    num_envs: int | None,
-    device: torch.device,
-    seed: int,
-    final_obs: bool,
-    overrides: Mapping[str, Any] | None,
-    cfg: IsaacLabCfg | None,
-) -> VecEnv:
-    """Let Isaac Lab make the env as a whole."""
-    from myriad_lab.envs.isaaclab.cfg import IsaacLabCfg
-    from myriad_lab.tasks.isaaclab_backend import make_env_of
-
-    settings: dict[str, Any] = {"device": str(device), "seed": seed, "final_obs": final_obs, "num_envs": num_envs}
-    return make_env_of(task_id, cfg or IsaacLabCfg(), overrides=overrides or {}, **settings)
 
 
 def _torch_backend(task: Any, num_envs: int, device: torch.device, seed: int, num_threads: int | None) -> Simulator:

@@ -215,9 +215,7 @@ class IsaacLabEnv(VecEnv):
                 f"{self.spec.task} has observations with a history or a delay, which Isaac Lab cannot compute for some "
                 "envs alone; reset all envs, or set history_length and the delays of its observation terms to 0"
             )
-        self.inner._reset_idx(rows.int())
-        self.inner.scene.write_data_to_sim()
-        self.inner.sim.forward()
+        restart_rows(self.inner, rows)
         fresh = self._rows(_compute(self.inner))
         for name in self._groups:
             self._obs[name][rows] = fresh[name][rows]
@@ -278,6 +276,13 @@ class IsaacLabEnv(VecEnv):
                     f"observation group {name!r} is {shape}; expected rows (num_envs, size). Images are not supported; "
                     "single terms are joined with env.observations.<group>.concatenate_terms=True"
                 )
+
+
+def restart_rows(env: Any, rows: torch.Tensor) -> None:
+    """Start new episodes in some rows of an env of Isaac Lab, as far as its next observations see it."""
+    env._reset_idx(rows.int())
+    env.scene.write_data_to_sim()
+    env.sim.forward()
 
 
 def _plain_log(log_of_ends: Mapping[str, Any], diverged: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 
+from myriad_lab.envs.isaaclab.adapter import restart_rows
 from myriad_lab.envs.isaaclab.cfg import IsaacLabCfg
 from myriad_lab.errors import ConfigurationError
 
@@ -108,9 +109,9 @@ class IsaacLabMultiAgentEnv:
         # Isaac Lab observes twice on a step with ends: before the reset and after it.
         if self.provides_final_obs and bool(self.inner.reset_buf.any()):
             last = self._pack({name: inner_extras[name]["final_obs"] for name in self.agents}, self._states[0])
-        diverged = ended & ~self.inner.reset_buf
-        diverged |= ~torch.isfinite(reward).all(1) | ~_finite(last) | ~_finite(self._obs)
-        self._check_finite(diverged)
+        broken = ~torch.isfinite(reward).all(1) | ~_finite(last) | ~_finite(self._obs)
+        diverged = broken | (ended & ~self.inner.reset_buf)
+        self._mend(broken & (~ended | ~_finite(self._obs)))
         time_outs = (ended & ~all_terminated) | diverged
         extras: dict[str, Any] = {
             "terminated": all_terminated & ~diverged,
@@ -130,17 +131,19 @@ class IsaacLabMultiAgentEnv:
             self._cleanup.close()
             self._gym_env = None
 
-    def _check_finite(self, diverged: torch.Tensor) -> None:
-        """Start the rows anew whose observations are not finite.
+    def _mend(self, bad: torch.Tensor) -> None:
+        """Start the bad rows anew.
 
         Raises:
-            FloatingPointError: They are not finite after it either.
+            FloatingPointError: Their observations are not finite after it either.
         """
-        rows = (diverged & ~_finite(self._obs)).nonzero().flatten()
+        rows = bad.nonzero().flatten()
         if not len(rows):
             return
-        self.inner._reset_idx(rows)
-        self._obs = self._pack(self.inner._compute_observations(), self._states[-1])
+        restart_rows(self.inner, rows)
+        fresh = self._pack(self.inner._compute_observations(), self._states[-1])
+        for name in self._obs.keys():  # noqa: SIM118 - a TensorDict iterates over rows
+            self._obs[name][rows] = fresh[name][rows]
         if not bool(_finite(self._obs).all()):
             raise FloatingPointError(f"{self.task_id}: observations are not finite, after a reset too")
 

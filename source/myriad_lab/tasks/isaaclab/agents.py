@@ -13,14 +13,18 @@ from myriad_lab.tasks.registry import get
 
 
 @configclass
-class PpoRunnerCfg(RslRlOnPolicyRunnerCfg):
+class _RunnerCfg(RslRlOnPolicyRunnerCfg):
+    save_interval = 50
+    experiment_name = "myriad"
+    obs_groups: dict[str, list[str]] = field(default_factory=lambda: {"actor": ["policy"], "critic": ["critic"]})
+
+
+@configclass
+class PpoRunnerCfg(_RunnerCfg):
     """PPO as it is commonly set for legged robots; actions outside [-1, 1] are clamped by the env."""
 
     num_steps_per_env = 32
     max_iterations = 1000
-    save_interval = 50
-    experiment_name = "myriad"
-    obs_groups: dict[str, list[str]] = field(default_factory=lambda: {"actor": ["policy"], "critic": ["critic"]})
     actor = RslRlMLPModelCfg(
         hidden_dims=[256, 128, 64],
         activation="elu",
@@ -56,14 +60,11 @@ class KMyriadAlgorithmCfg:
 
 
 @configclass
-class KMyriadRunnerCfg(RslRlOnPolicyRunnerCfg):
+class KMyriadRunnerCfg(_RunnerCfg):
     """A population in Isaac Lab's launcher, ``--agent rsl_rl_kmyriad_cfg_entry_point env.compute_final_obs=true``."""
 
     num_steps_per_env = 0
     max_iterations = 200
-    save_interval = 50
-    experiment_name = "myriad"
-    obs_groups: dict[str, list[str]] = field(default_factory=lambda: {"actor": ["policy"], "critic": ["critic"]})
     algorithm: KMyriadAlgorithmCfg = KMyriadAlgorithmCfg()
 
 
