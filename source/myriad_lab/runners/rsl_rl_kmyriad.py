@@ -97,9 +97,9 @@ class RslRlKMyriad:
                     "an episode ended without a final observation; add env.compute_final_obs=true to the command line"
                 )
             next_obs = obs.clone()
-            last = next_obs if final is None else next_obs.clone()
-            for name in _GROUPS if final is not None else ():
-                last[name] = final[name].clone()
+            last = next_obs.clone()
+            if final is not None:
+                last.update({name: final[name].clone() for name in _GROUPS})
             time_outs = extras.get("time_outs", ended).bool().clone() & ended
             # What somebody ended in a viewer has no final observation: the env itself did not decide on it.
             valid = ~ended | self._env.unwrapped.reset_buf.bool()
