@@ -129,7 +129,8 @@ def make_env(
 
         settings: dict[str, Any] = {"device": str(where), "seed": seed, "final_obs": final_obs, "num_envs": num_envs}
         return make_env_of(task_id, isaaclab or IsaacLabCfg(), overrides=overrides or {}, **settings)
-    assert backend is not None and num_envs is not None  # an entry has both
+    assert backend is not None  # an entry has both
+    assert num_envs is not None
     cfg = apply_overrides(entry.cfg, overrides or {})
     task = entry.make_task(cfg)
     simulator = _BACKENDS[backend](task, num_envs, where, seed, num_threads)
