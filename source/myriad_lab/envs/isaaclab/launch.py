@@ -201,7 +201,7 @@ def _import_tasks() -> None:
 def _warn_of_threads() -> None:
     """Say so where the threads of torch would fight with those of the physics."""
     if "OMP_NUM_THREADS" not in os.environ:
-        log.warning("OMP_NUM_THREADS is not set; on a CPU, OMP_NUM_THREADS=1 is several times faster")
+        log.warning("OMP_NUM_THREADS is not set; on a CPU set it to 1, or threads of torch and of the physics compete")
 
 
 def _check_key(task_id: str, env_cfg: Any, override: str) -> None:
