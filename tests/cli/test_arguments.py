@@ -18,6 +18,11 @@ def test_an_unknown_flag_names_the_nearest() -> None:
         split_overrides(["--num_env=3"], ["--num_envs", "--task"])
 
 
+def test_flags_that_isaac_labs_commands_know_and_ours_do_not_need_say_so() -> None:
+    with pytest.raises(ConfigurationError, match=r"--headless is a flag of Isaac Lab's commands, .*--viz"):
+        split_overrides(["--headless"], ["--seed"])
+
+
 def test_a_bare_word_is_no_override() -> None:
     with pytest.raises(ConfigurationError, match="'fast' is neither a flag nor an override"):
         split_overrides(["fast"], [])

@@ -9,6 +9,13 @@ from typing import NoReturn
 
 from myriad_lab.errors import ConfigurationError, nearest
 
+NOT_NEEDED = {
+    "--headless": "nothing is shown without --viz",
+    "--enable_cameras": "--video and --viz say what is drawn",
+    "--rl_library": "--algorithm says what trains",
+}
+"""Flags of Isaac Lab's commands that have no meaning here -> why."""
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are ``ConfigurationError``, so that all errors of a user look alike."""
@@ -32,6 +39,8 @@ def split_overrides(rest: Iterable[str], flags: Iterable[str]) -> list[str]:
     for item in rest:
         if item.startswith("-"):
             name = item.split("=", 1)[0]
+            if name in NOT_NEEDED:
+                raise ConfigurationError(f"{name} is a flag of Isaac Lab's commands, leave it out: {NOT_NEEDED[name]}")
             raise ConfigurationError(f"unknown flag {name}. {nearest(name, flags)}")
         if "=" not in item:
             raise ConfigurationError(f"{item!r} is neither a flag nor an override; write an override as key=value")
