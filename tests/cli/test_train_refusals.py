@@ -261,6 +261,11 @@ def test_what_flags_say_is_not_said_again(key: str, capsys: pytest.CaptureFixtur
     assert f"{key.split('=')[0]} is set by --" in capsys.readouterr().err
 
 
+def test_features_of_our_own_tasks_are_not_exchanged(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--task", "Myriad-Ant", "--backend", "isaaclab", "isaaclab.features=[root_quat]"]) == 2
+    assert "Myriad-Ant has features of its own, by which coverage and maps go" in capsys.readouterr().err
+
+
 def test_viewers_are_known_and_films_need_one_with_pictures(capsys: pytest.CaptureFixture[str]) -> None:
     from myriad_lab.envs.isaaclab.cfg import IsaacLabCfg
 

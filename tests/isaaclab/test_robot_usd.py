@@ -28,7 +28,7 @@ class Written:
 
         path = folder / f"{robot.name}.usda"
         save_robot(robot, path)
-        self.model = compile_robot(robot)
+        self.robot, self.model = robot, compile_robot(robot)
         self.stage = Usd.Stage.Open(str(path))
         self.root = self.stage.GetDefaultPrim()
         self.bodies = {p.GetName(): p for p in self.root.GetChildren() if p.HasAPI(UsdPhysics.RigidBodyAPI)}
@@ -105,8 +105,6 @@ def test_links_without_substance_weigh_next_to_nothing(written: Written) -> None
 
 
 def test_joints(written: Written) -> None:
-    from pxr import UsdPhysics
-
     model = written.model
     assert tuple(written.joints) == tuple(model.joint(i).name for i in range(1, model.njnt))
     for name, joint in written.joints.items():
@@ -115,8 +113,22 @@ def test_joints(written: Written) -> None:
         assert np.radians(limits) == pytest.approx(model.jnt_range[index], abs=1e-6)
         prim = joint.GetPrim()
         assert prim.GetAttribute("physxJoint:armature").Get() == pytest.approx(model.joint(name).armature[0])
-        drive = UsdPhysics.DriveAPI(prim, "angular")
-        assert math.degrees(drive.GetDampingAttr().Get()) >= model.joint(name).damping[0] - 1e-5
+
+
+def test_drives_are_written_per_degree(written: Written) -> None:
+    from pxr import UsdPhysics
+
+    from myriad_lab.envs.isaaclab.robot_model import joint_drives
+
+    for name, drive in joint_drives(written.robot).items():
+        api = UsdPhysics.DriveAPI(written.joints[name].GetPrim(), "angular")
+        degree = math.pi / 180.0
+        assert api.GetTypeAttr().Get() == "force"
+        assert api.GetStiffnessAttr().Get() == pytest.approx(drive.stiffness * degree)
+        assert api.GetDampingAttr().Get() == pytest.approx(drive.damping * degree)
+        assert api.GetTargetPositionAttr().Get() == pytest.approx(drive.rest / degree, abs=1e-5)
+        limit = api.GetMaxForceAttr()
+        assert limit.Get() == pytest.approx(drive.max_torque) if limit.IsAuthored() else drive.max_torque == math.inf
 
 
 @BY_NAME

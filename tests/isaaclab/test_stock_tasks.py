@@ -152,3 +152,29 @@ def test_final_observations_with_a_history_are_refused_and_the_advice_mends_it(
     assert all(f"{group}." in str(refused.value) for group in groups)
     mended = [f"env.observations.{group}.history_length=0" for group in groups]
     check_final_obs(task_id, resolve_env_cfg(task_id, IsaacLabCfg(), mended))
+
+
+def test_null_switches_off_what_is_no_number() -> None:
+    from myriad_lab.envs.isaaclab.launch import resolve_env_cfg
+
+    task = "Isaac-Velocity-Flat-UnitreeGo2"
+    words = ["env.events.push_robot=null", "env.observations.policy.base_lin_vel=null"]
+    cfg = resolve_env_cfg(task, IsaacLabCfg(), words)
+    assert cfg.events.push_robot is None
+    assert cfg.observations.policy.base_lin_vel is None
+    with pytest.raises(ConfigurationError, match=r"env\.sim\.dt=null; expected float"):
+        resolve_env_cfg(task, IsaacLabCfg(), ["env.sim.dt=null"])
+
+
+def test_what_playing_leaves_out_may_have_been_set_for_training() -> None:
+    from myriad_lab.envs.isaaclab.launch import resolve_env_cfg
+
+    task = "Isaac-Velocity-Flat-UnitreeGo2"
+    force = "env.events.base_external_force_torque.params.force_range=[0.0,5.0]"
+    trained = resolve_env_cfg(task, IsaacLabCfg(), [force, "env.episode_length_s=7.0"])
+    assert list(trained.events.base_external_force_torque.params["force_range"]) == [0.0, 5.0]
+    played = resolve_env_cfg(task, IsaacLabCfg(play_mode=True), [force, "env.episode_length_s=7.0"])
+    assert played.events.base_external_force_torque is None
+    assert played.episode_length_s == 7.0
+    with pytest.raises(ConfigurationError, match=r"unknown key env\.events\.push_robots"):
+        resolve_env_cfg(task, IsaacLabCfg(play_mode=True), ["env.events.push_robots=null"])

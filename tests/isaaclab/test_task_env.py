@@ -173,6 +173,20 @@ def test_what_follows_from_the_task_cannot_be_set_otherwise() -> None:
         cfg.resolve(entry.make_task(cfg.task))
 
 
+@pytest.mark.parametrize("engine", ["newton_mjwarp", "ovphysx"])
+def test_robots_stand_where_their_arena_is(engine: str) -> None:
+    from isaaclab_tasks.utils import load_cfg_from_registry
+
+    import myriad_lab.tasks.isaaclab  # noqa: F401
+    from myriad_lab.errors import ConfigurationError
+
+    cfg = load_cfg_from_registry("Myriad-AntMaze-Maze", "env_cfg_entry_point")
+    cfg.sim.physics = getattr(cfg.sim.physics, engine)
+    cfg.scene.env_spacing = 3.0
+    with pytest.raises(ConfigurationError, match=r"env\.scene\.env_spacing=3\.0: this follows from"):
+        cfg.resolve(get("Myriad-AntMaze-Maze").make_task(cfg.task))
+
+
 def test_places_of_their_own_for_physx_alone() -> None:
     from isaaclab_tasks.utils import load_cfg_from_registry
 

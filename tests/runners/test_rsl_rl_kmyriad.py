@@ -23,18 +23,22 @@ class IsaacLike(PredictableEnv):
         self.kept: dict[str, Any] = {}
         self.reset_buf = torch.zeros(self.num_envs, dtype=torch.bool)
         self.ended_in_viewer: tuple[int, int] | None = None
+        self.made_in_step: torch.Tensor | None = None
 
     @property
     def unwrapped(self) -> IsaacLike:
         return self
 
     def reset(self, env_ids=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if self.made_in_step is not None and env_ids is None:
+            self.made_in_step[:] = 0.0
         obs = super().reset(env_ids)
         return obs if env_ids is not None else (obs, {})
 
     def step(self, actions):
         obs, rewards, dones, extras = super().step(actions)
         self.reset_buf = dones.bool()
+        self.made_in_step = actions * 1.0  # of the mode that the runner steps in, as the env's own buffers are
         if self.ended_in_viewer is not None and self.ended_in_viewer[0] == self.global_step:
             dones[self.ended_in_viewer[1]] = 1  # Isaac Lab has no final observation for it, and an old one stays
         if self.reset_buf.any():

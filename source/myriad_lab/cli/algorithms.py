@@ -143,6 +143,11 @@ def make_runner(algorithm: str, setting: Setting) -> Any:
     population: dict[str, Any] = {"num_policies": setting.num_policies, "actor": setting.actor, **common}
     if algorithm == "pql":
         return ParallelQRunner(setting.env, _narrow(agent, PQLCfg), agent.runner, *place, **population)
+    if "features" not in setting.env.spec.observations:
+        raise ConfigurationError(
+            f"nothing says what the entropy of {setting.env.spec.task} is measured on; name it, e.g. "
+            "isaaclab.features=[joint_pos] (docs/isaaclab.md lists the names)"
+        )
     return PopulationRunner(setting.env, _narrow(agent, KMyriadCfg), agent.runner, *place, **population)
 
 

@@ -147,6 +147,11 @@ def _plan_ours_in_isaaclab(entry: Any, layers: Sequence[Values], isaaclab: Seque
         plan.values |= foreign
         plan.config |= foreign
     plan.isaaclab = _isaaclab_cfg(isaaclab)
+    if plan.isaaclab.features:
+        raise ConfigurationError(
+            f"isaaclab.features={plan.isaaclab.features}: {entry.id} has features of its own, by which coverage and "
+            "maps go too; leave it out"
+        )
     if plan.isaaclab.action_bound != 1.0:
         raise ConfigurationError(
             f"isaaclab.action_bound={plan.isaaclab.action_bound}: the robot of {entry.id} says what its actions mean; "

@@ -149,7 +149,7 @@ def _rollout(
     bundle: Bundle, cfg: EvaluationCfg, episodes_per_head: int, num_envs: int, deterministic: bool
 ) -> EpisodeRecord:
     manifest = bundle.manifest
-    env = env_plan_of(bundle).make(num_envs, device="cpu", seed=cfg.seed)
+    env = env_plan_of(bundle).make(num_envs, device="cpu", seed=cfg.seed, final_obs=False)
     try:
         generator = torch.Generator().manual_seed(cfg.seed)
         policy = actor_policy(bundle.actor, manifest.obs_groups["actor"], deterministic, generator)

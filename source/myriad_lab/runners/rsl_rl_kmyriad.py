@@ -69,10 +69,11 @@ class RslRlKMyriad:
 
     def act(self, obs: TensorDict) -> torch.Tensor:
         """Draw actions in [-1, 1]; before the first step of a rollout, all envs start anew together."""
-        # RSL-RL collects in inference mode, whose tensors could not be written to in the update.
+        # RSL-RL collects in inference mode: the env's buffers are of that mode, and can be reset in it alone.
+        if self.algorithm.storage.position == 0 and bool((self._env.episode_length_buf != 0).any()):
+            obs = self._env.reset()[0].to(self.algorithm.device)
+        # Ours are not, since the update writes to them.
         with torch.inference_mode(False), torch.no_grad():
-            if self.algorithm.storage.position == 0 and bool((self._env.episode_length_buf != 0).any()):
-                obs = self._env.reset()[0].to(self.algorithm.device)
             obs = obs.clone()
             self._policy.observed = obs["policy"]
             actions = self.algorithm.act(obs)

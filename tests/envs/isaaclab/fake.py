@@ -46,6 +46,7 @@ class FakeIsaacEnv:
             joint_names=["a", "b"],
             body_names=["torso", "hand"],
             num_joints=2,
+            is_fixed_base=False,
             cfg=SimpleNamespace(actuators={}),
         )
         self.scene = SimpleNamespace(

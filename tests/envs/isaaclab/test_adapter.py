@@ -160,6 +160,23 @@ def test_a_scene_without_a_robot_has_no_features():
     assert wrap(inner, features=["root_xy:arm"]).spec.group_size("features") == 2
 
 
+def test_the_place_of_a_robot_that_cannot_move_from_it_is_no_feature():
+    inner = FakeIsaacEnv([9])
+    inner.scene.articulations["robot"].is_fixed_base = True
+    assert "features" not in wrap(inner).spec.observations
+
+
+def test_a_task_that_loses_its_final_observations_is_told():
+    class Forgetful(FakeIsaacEnv):
+        def _reset_idx(self, rows):
+            self.extras.clear()
+            super()._reset_idx(rows)
+
+    env = wrap(Forgetful([1]))
+    with pytest.raises(ConfigurationError, match="ended without a final observation although compute_final_obs"):
+        env.step(still(env))
+
+
 def test_rows_that_stay_broken_are_an_error():
     inner = FakeIsaacEnv([9, 9])
     env = wrap(inner)

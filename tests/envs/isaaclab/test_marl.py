@@ -11,9 +11,17 @@ import torch
 
 from myriad_lab.envs.isaaclab.cfg import IsaacLabCfg
 from myriad_lab.envs.isaaclab.marl import IsaacLabMultiAgentEnv
+from myriad_lab.errors import ConfigurationError
 
 AGENTS = {"cart": (2, 1), "pole": (3, 2)}
 """Agent -> sizes of its observation and of its action."""
+
+
+class Box:
+    """A space of rows of numbers."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
 
 
 class FakeMarlEnv:
@@ -22,7 +30,7 @@ class FakeMarlEnv:
     def __init__(self, lengths: list[int]) -> None:
         self.num_envs, self.device, self.max_episode_length = len(lengths), "cpu", max(lengths)
         self.cfg = SimpleNamespace(possible_agents=list(AGENTS), compute_final_obs=True, state_space=-1)
-        self.action_spaces = {name: size for name, (_, size) in AGENTS.items()}
+        self.action_spaces: dict[str, Any] = {name: Box(size) for name, (_, size) in AGENTS.items()}
         self.lengths = torch.tensor(lengths)
         self.episode_length_buf = torch.zeros(self.num_envs, dtype=torch.long)
         self.reset_buf = torch.zeros(self.num_envs, dtype=torch.bool)
@@ -84,7 +92,7 @@ class FakeMarlEnv:
 @pytest.fixture(autouse=True)
 def gymnasium(monkeypatch: pytest.MonkeyPatch) -> None:
     """Isaac Lab brings the real one, which only says here how many numbers an action has."""
-    spaces = SimpleNamespace(flatdim=lambda size: size)
+    spaces = SimpleNamespace(Box=Box, flatdim=lambda space: space.size)
     monkeypatch.setitem(sys.modules, "gymnasium", SimpleNamespace(spaces=spaces))
 
 
@@ -167,6 +175,13 @@ def test_what_stays_broken_is_told():
     inner.broken[1] = "forever"
     with pytest.raises(FloatingPointError, match="Fake: observations are not finite, after a reset too"):
         env.step(still(env))
+
+
+def test_choices_are_refused():
+    inner = FakeMarlEnv([9])
+    inner.action_spaces["cart"] = "Discrete(3)"
+    with pytest.raises(ConfigurationError, match=r"the actions are Discrete\(3\); expected rows of numbers"):
+        wrap(inner)
 
 
 def test_wrong_actions_are_refused():

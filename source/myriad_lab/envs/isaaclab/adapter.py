@@ -133,6 +133,7 @@ class IsaacLabEnv(VecEnv):
         Raises:
             ValueError: The shape is wrong.
             BrokenPolicyError: An action is not a number; the message names the envs.
+            ConfigurationError: The task loses the final observations of its episodes.
         """
         # A caller in inference mode must leave no tensor of its kind in the buffers of the env.
         with torch.inference_mode(False), torch.no_grad():
@@ -189,6 +190,11 @@ class IsaacLabEnv(VecEnv):
         any_end, any_broken, own_end = torch.stack((ended.any(), broken.any(), self.inner.reset_buf.any())).tolist()
         last = obs
         if own_end and self.provides_final_obs:
+            if "final_obs" not in inner_extras:
+                raise ConfigurationError(
+                    f"{self.spec.task}: an episode ended without a final observation although compute_final_obs is "
+                    "set; the task must keep what Isaac Lab writes into its extras, or be trained by PPO alone"
+                )
             last = self._pack(self._rows(inner_extras["final_obs"]))
             diverged |= ended & ~self._finite(last)
         log_of_ends = dict(inner_extras.get("log") or inner_extras.get("episode") or {}) if any_end else {}

@@ -77,8 +77,9 @@ def known_size(text: str) -> int | None:
 
 
 def default_features(env: Any) -> list[str]:
-    """Return what is taken where nobody named features: nothing where the task has its own or there is no robot."""
-    return ["root_xy"] if "features" not in env.obs_buf and "robot" in env.scene.articulations else []
+    """Return what is taken where nobody named features: nothing where the task has its own or no robot walks about."""
+    robot = env.scene.articulations.get("robot")
+    return ["root_xy"] if "features" not in env.obs_buf and robot is not None and not robot.is_fixed_base else []
 
 
 class Features:

@@ -62,16 +62,31 @@ def resolve_env_cfg(task_id: str, cfg: IsaacLabCfg, overrides: Sequence[str] = (
     chosen = {"physics": cfg.physics, "presets": cfg.presets}
     selectors = [f"{name}={value}" for name, value in chosen.items() if value]
     try:
-        plain, _ = resolve_task_config(task_id, None, play_mode=cfg.play_mode, overrides=selectors)
+        plain, _ = resolve_task_config(task_id, None, overrides=selectors)
         for override in overrides:
             _check_key(task_id, plain, override)
-        env_cfg, _ = resolve_task_config(task_id, None, play_mode=cfg.play_mode, overrides=[*selectors, *overrides])
+        env_cfg, _ = resolve_task_config(task_id, None, overrides=[*selectors, *overrides])
         for override in overrides:
             _check_value(task_id, plain, env_cfg, override)
+        if cfg.play_mode:
+            env_cfg = _in_play_mode(task_id, selectors, overrides)
     except ConfigurationError:
         raise
     except (ImportError, ValueError, AttributeError, TypeError) as error:
         raise ConfigurationError(f"{task_id} cannot be configured here: {error}") from error
+    return env_cfg
+
+
+def _in_play_mode(task_id: str, selectors: Sequence[str], overrides: Sequence[str]) -> Any:
+    """Return the configuration for playing, without the overrides of what is left out there, e.g. of pushes."""
+    from isaaclab_tasks.utils import resolve_task_config
+
+    played, _ = resolve_task_config(task_id, None, play_mode=True, overrides=selectors)
+    left = [override for override in overrides if not _is_gone(played, override)]
+    for override in overrides:
+        if override not in left:
+            log.info("%s: %s has no effect when playing, which leaves that out", task_id, override)
+    env_cfg, _ = resolve_task_config(task_id, None, play_mode=True, overrides=[*selectors, *left])
     return env_cfg
 
 
@@ -219,15 +234,27 @@ def _check_key(task_id: str, env_cfg: Any, override: str) -> None:
 
 
 def _check_value(task_id: str, before: Any, after: Any, override: str) -> None:
-    """Refuse a value of another kind than the one it took the place of."""
+    """Refuse a value of another kind than the one it took the place of; ``null`` switches off all but numbers."""
     key = override.partition("=")[0]
     for part in key.split(".")[1:]:
         before, after = _child(before, part), _child(after, part)
+    if after is None and not isinstance(before, (bool, int, float)):
+        return
     if hasattr(before, "__dataclass_fields__") and not hasattr(after, "__dataclass_fields__"):
         raise ConfigurationError(f"{task_id}: {override}; {key} is a group of keys, set one of them: {key}.KEY=VALUE")
     for kinds in ((list, tuple, dict), (bool, int, float)):
         if isinstance(before, kinds) and not isinstance(after, kinds):
             raise ConfigurationError(f"{task_id}: {override}; expected {type(before).__name__}, as {before!r}")
+
+
+def _is_gone(env_cfg: Any, override: str) -> bool:
+    """Return whether a configuration has nothing any more where a key lies."""
+    node = env_cfg
+    for part in override.partition("=")[0].split(".")[1:-1]:
+        node = _child(node, part)
+        if node is None:
+            return True
+    return False
 
 
 def _child(node: Any, part: str) -> Any:

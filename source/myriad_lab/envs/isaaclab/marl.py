@@ -11,6 +11,7 @@ from tensordict import TensorDict
 
 from myriad_lab.envs.isaaclab.adapter import restart_rows
 from myriad_lab.envs.isaaclab.cfg import IsaacLabCfg
+from myriad_lab.envs.isaaclab.spec import action_size
 from myriad_lab.errors import ConfigurationError
 
 Agents = Mapping[str, torch.Tensor]
@@ -44,8 +45,6 @@ class IsaacLabMultiAgentEnv:
         Raises:
             ConfigurationError: An agent's observations or actions are no rows of numbers.
         """
-        import gymnasium
-
         self._gym_env: Any = env
         self.inner: Any = env.unwrapped
         """The env of Isaac Lab."""
@@ -58,7 +57,7 @@ class IsaacLabMultiAgentEnv:
         self.device = torch.device(self.inner.device)
         self.max_episode_length = int(self.inner.max_episode_length)
         self.provides_final_obs = bool(self.inner.cfg.compute_final_obs)
-        self.action_sizes = tuple(gymnasium.spaces.flatdim(self.inner.action_spaces[name]) for name in self.agents)
+        self.action_sizes = tuple(action_size(self.inner.action_spaces[name]) for name in self.agents)
         """Actions of each agent; columns from there on have no effect."""
         self.num_actions = max(self.action_sizes)
         """Width of the action rows."""

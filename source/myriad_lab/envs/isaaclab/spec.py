@@ -9,6 +9,7 @@ import torch
 from myriad_lab.envs.contract import ActionSpec, EnvSpec, TermSpec
 from myriad_lab.envs.isaaclab.features import Features
 from myriad_lab.envs.task_env import robot_dict
+from myriad_lab.errors import ConfigurationError
 
 _KINDS = {"position": ("position", "rad"), "effort": ("torque", "N m"), "velocity": ("velocity", "rad/s")}
 """Part of the name of a joint action class -> kind and unit."""
@@ -108,11 +109,21 @@ def _action_spec(env: Any, bound: float) -> ActionSpec:
 
 def num_actions(env: Any) -> int:
     """Return the number of actions of the inner env."""
-    if hasattr(env, "action_manager"):
-        return int(env.action_manager.total_action_dim)
+    manager = getattr(env, "action_manager", None)
+    return action_size(env.single_action_space) if manager is None else int(manager.total_action_dim)
+
+
+def action_size(space: Any) -> int:
+    """Return how many numbers an action has.
+
+    Raises:
+        ConfigurationError: Actions are choices, and no numbers.
+    """
     import gymnasium
 
-    return gymnasium.spaces.flatdim(env.single_action_space)
+    if not isinstance(space, gymnasium.spaces.Box):
+        raise ConfigurationError(f"the actions are {space}; expected rows of numbers, discrete actions do not work yet")
+    return gymnasium.spaces.flatdim(space)
 
 
 def _row(value: Any, size: int) -> list[float]:

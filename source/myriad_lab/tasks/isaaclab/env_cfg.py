@@ -95,20 +95,20 @@ class TaskDirectEnvCfg(DirectRLEnvCfg):
         Raises:
             ConfigurationError: A field that follows from the task was set to something else.
         """
-        untouched = type(self)()
-        for name, value in _derived(task).items():
-            if _lookup(self, name) not in (value, _lookup(untouched, name)):
-                raise ConfigurationError(
-                    f"env.{name}={_lookup(self, name)}: this follows from the task and its robot, which make it "
-                    f"{value}; set fields of env.task instead"
-                )
-            _assign(self, name, value)
         place = task.arena
         apart = self.arena_per_env
         if apart is None:
             apart = not isinstance(self.sim.physics, NewtonCfg)
+        untouched = type(self)()
+        spacing = 2 * max(place.half_extent) + 5.0 if apart else 0.0
+        for name, value in {**_derived(task), "scene.env_spacing": spacing}.items():
+            if _lookup(self, name) not in (value, _lookup(untouched, name)):
+                raise ConfigurationError(
+                    f"env.{name}={_lookup(self, name)}: this follows from the task, its robot and "
+                    f"arena_per_env, which make it {value}; set fields of env.task instead"
+                )
+            _assign(self, name, value)
         if apart:
-            self.scene.env_spacing = 2 * max(place.half_extent) + 5.0
             if place.height_field is None:
                 self.scene.ground = _shared(replace(place, boxes=()), "/World/ground")
             if place.boxes or place.height_field:
