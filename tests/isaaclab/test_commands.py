@@ -212,4 +212,4 @@ def test_isaac_labs_own_launcher_trains_a_population_and_goes_on(tmp_path: Path)
     first = by_their_launcher(tmp_path, "Myriad-Ant", *population)
     assert (first["iter"], first["iteration"]) == (1, 2)
     assert first["actor"]["raw_log_std"].shape == (4, 1, 8)
-    assert by_their_launcher(tmp_path, "Myriad-Ant", *population, "--resume")["iteration"] == 4
+    assert by_their_launcher(tmp_path, "Myriad-Ant", *population, "--checkpoint", "latest")["iteration"] == 4

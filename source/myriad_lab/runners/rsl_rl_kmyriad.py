@@ -138,7 +138,12 @@ class RslRlKMyriad:
 
         Raises:
             CheckpointError: It belongs to other networks.
+            ConfigurationError: Only a part of it is wanted.
         """
+        if load_cfg is not None:
+            raise ConfigurationError(
+                f"load_cfg={load_cfg}: K-Myriad is loaded as a whole; leave --no-resume_optimizer_state out"
+            )
         self.algorithm.load_state_dict({key: value for key, value in state.items() if key not in ("iter", "infos")})
         return True
 
