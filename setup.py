@@ -10,7 +10,9 @@ PACKAGE = tomllib.loads((ROOT / "extension.toml").read_text())["package"]
 
 EXPORT = ["onnx", "onnxscript", "onnxruntime"]
 VIZ = ["matplotlib", "imageio-ffmpeg", "pillow", "tensorboard"]
-DEV = ["pytest", "pytest-timeout", "pytest-xdist", "ruff", "pyright[nodejs]", "pre-commit", "build"]
+# without a GPU Triton interprets and compiles our kernels in the tests; torch for CUDA brings it along
+TRITON = 'triton; platform_system == "Linux" and platform_machine == "x86_64"'
+DEV = ["pytest", "pytest-timeout", "pytest-xdist", "ruff", "pyright[nodejs]", "pre-commit", "build", TRITON]
 
 setup(
     name=PACKAGE["name"],

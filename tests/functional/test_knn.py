@@ -164,6 +164,13 @@ def test_particles_that_require_gradients_are_taken_as_they_are(method):
     assert not knn_within(points.view(2, 50, 2), 3, method=method)[0].requires_grad
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may have it")
+def test_kernels_for_a_gpu_are_refused_without_one():
+    points = torch.rand(100, 2)
+    with pytest.raises(ConfigurationError, match=r"method='fused' is for float32 on CUDA.*Take method='auto'"):
+        knn(points, points, 3, method="fused")
+
+
 def test_float64_in_float64_out():
     points = torch.rand(100, 3, dtype=torch.float64)
     for method in ("tree", "dense"):

@@ -1,14 +1,17 @@
 """Exact k-nearest-neighbour search over pooled particles.
 
-Two methods, both exact: a KD-tree in double precision on the CPU in few dimensions (:mod:`.knn_tree`), and tiles of one
-matmul with a selection and a re-ranking by direct subtraction everywhere else (:mod:`.knn_dense`). On the CPU the rows
-in which the dense search cannot rule out a rounding error are searched again with the tree. On a GPU nothing is read
-back: there a neighbour can be confused with another one only where their squared distances differ by less than about
-``2 d eps R^2``, with R the radius of the centred data; pass float64 to shrink ``eps``.
+Three methods: a KD-tree in double precision on the CPU in few dimensions (:mod:`.knn_tree`), kernels that never write
+the distances between all points on a GPU (:mod:`.knn_triton`), and tiles of one matmul with a selection and a
+re-ranking by direct subtraction everywhere else (:mod:`.knn_dense`). The first two are exact to the rounding of one
+subtraction. So is the dense search on a CPU, where the rows in which it cannot rule out a rounding error are searched
+again with the tree. On a GPU it reads nothing back: there it can confuse a neighbour with another one where their
+squared distances differ by less than about ``2 d eps R^2``, with R the radius of the centred data; float64 shrinks
+``eps``.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Literal
 
 import torch
@@ -24,7 +27,7 @@ from myriad_lab.functional.knn_tree import (
 )
 
 Exclude = Literal["none", "self", "group"]
-Method = Literal["auto", "tree", "dense"]
+Method = Literal["auto", "tree", "dense", "fused"]
 
 
 def knn(
@@ -48,17 +51,18 @@ def knn(
         reference_groups: Integer group of each reference, shape (m,); only for ``exclude="group"``.
         exclude: ``none``; ``self``: query i is reference i and does not see itself; ``group``: a query does not see
             the references of its own group, e.g. of its own trajectory.
-        method: ``tree`` (CPU only), ``dense``, or ``auto``: the faster one as measured.
+        method: ``tree`` (CPU only), ``dense``, ``fused`` (CUDA only, float32, k up to 64, d up to 128), or ``auto``:
+            on a CPU the faster one as measured, on a GPU ``fused`` where it can be.
         chunk: Queries per tile of the dense method; ``None`` chooses.
 
     Returns:
         Distances in the unit of the features, shape (n, k), and reference indices, long (n, k).
 
     Raises:
-        ConfigurationError: Shapes, types or devices that do not fit; ``k`` below 1 or above the number of allowed
-            references; features that are not finite. The last check, and the count of foreign groups, would read
-            values back from a GPU: there features that are not finite turn every distance into NaN, and a missing
-            neighbour has an infinite distance.
+        ConfigurationError: Shapes, types or devices that do not fit each other, or the method; ``k`` below 1 or above
+            the number of allowed references; features that are not finite. The last check, and the count of foreign
+            groups, would read values back from a GPU: there features that are not finite turn every distance into NaN,
+            and a missing neighbour has an infinite distance.
     """
     _check_shapes(queries, references, k, exclude, query_groups, reference_groups)
     queries, references = queries.detach(), references.detach()
@@ -70,6 +74,8 @@ def knn(
             _check_group_sizes(query_groups, reference_groups, k)
         if _use_tree(method, *references.shape):
             return _tree(queries, references, k, query_groups, reference_groups, exclude)
+    if _use_fused(method, queries, k):
+        return _fused(queries, references, k, query_groups, reference_groups, exclude)
     exclusion = Exclusion(own_row=exclude == "self")
     if query_groups is not None and reference_groups is not None:
         exclusion = Exclusion.by_group(query_groups, reference_groups, queries.dtype)
@@ -84,7 +90,9 @@ def knn(
     return distances, indices
 
 
-def knn_within(points: torch.Tensor, k: int, *, method: Method = "auto") -> tuple[torch.Tensor, torch.Tensor]:
+def knn_within(
+    points: torch.Tensor, k: int, *, method: Literal["auto", "tree", "dense"] = "auto"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the ``k`` nearest other points within each cloud of a batch, with no loop over the clouds.
 
     Args:
@@ -131,6 +139,47 @@ def _use_tree(method: Method, num_references: int, dim: int) -> bool:
     with 4,096 points, 7 with 16,384 and 8 with 65,536, hence the rule; ``myriad benchmark knn`` shows both sides of it.
     """
     return method == "tree" or (method == "auto" and 4**dim <= num_references)
+
+
+def _use_fused(method: Method, queries: torch.Tensor, k: int) -> bool:
+    """Say whether to search with the kernels for a GPU.
+
+    Raises:
+        ConfigurationError: If they are asked for and cannot.
+    """
+    if method in ("tree", "dense"):
+        return False
+    fits = queries.is_cuda and queries.dtype == torch.float32 and k <= 64 and queries.shape[1] <= 128
+    # Triton comes with torch for CUDA; on systems that it has no build for, the dense search remains.
+    there = importlib.util.find_spec("triton") is not None
+    if method == "fused" and not (fits and there):
+        raise ConfigurationError(
+            f"method='fused' is for float32 on CUDA with Triton, k up to 64 and d up to 128; got {queries.dtype} on "
+            f"{queries.device}, k = {k}, d = {queries.shape[1]}{'' if there else ', no Triton'}. Take method='auto'."
+        )
+    return fits and there
+
+
+def _fused(
+    queries: torch.Tensor,
+    references: torch.Tensor,
+    k: int,
+    query_groups: torch.Tensor | None,
+    reference_groups: torch.Tensor | None,
+    exclude: Exclude,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Search with the kernels for a GPU."""
+    from myriad_lab.functional.knn_triton import fused_search
+
+    distances, indices = fused_search(
+        queries,
+        references,
+        k,
+        own_row=exclude == "self",
+        query_groups=query_groups,
+        reference_groups=reference_groups,
+    )
+    return distances + _poison(queries, references), indices
 
 
 def _tree(

@@ -1,0 +1,191 @@
+"""The GPU's neighbour search, run by Triton's interpreter where there is no GPU, and compiled for one without it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from myriad_lab.functional.knn import knn
+
+triton = pytest.importorskip("triton", reason="Triton has no build for this system")
+
+from myriad_lab.functional import knn_triton  # noqa: E402 - it imports triton
+from myriad_lab.functional.knn_triton import fused_search  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def exact(
+    queries: torch.Tensor, references: torch.Tensor, k: int, own_row: bool = False, groups: Any = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the neighbours by direct subtraction in float64."""
+    squared = (queries.double().unsqueeze(1) - references.double()).square().sum(-1)
+    if own_row:
+        squared.fill_diagonal_(torch.inf)
+    if groups is not None:
+        squared[groups[0].unsqueeze(1) == groups[1]] = torch.inf
+    found = squared.topk(k, largest=False, sorted=True)
+    return found.values.sqrt(), found.indices
+
+
+def cloud(count: int, dim: int, seed: int = 0, offset: float = 20.0) -> torch.Tensor:
+    """Return a cloud that lies far from the origin for its size, as robots in a corner of their arena do."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(count, dim, generator=generator) + offset).to(DEVICE)
+
+
+@pytest.mark.parametrize(
+    ("num_queries", "num_references", "dim", "k"),
+    [(70, 300, 3, 5), (1, 33, 1, 1), (65, 129, 128, 64), (40, 1030, 17, 12), (3, 20, 8, 20)],
+)
+def test_it_finds_what_float64_finds(num_queries: int, num_references: int, dim: int, k: int) -> None:
+    queries, references = cloud(num_queries, dim, 1), cloud(num_references, dim)
+    distances, indices = fused_search(queries, references, k)
+    wanted, who = exact(queries, references, k)
+    assert torch.equal(indices, who)
+    torch.testing.assert_close(distances.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [None, 64])
+def test_a_query_does_not_see_itself(chunk: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = cloud(150, 4)
+    if chunk is not None:  # the second chunk of queries begins in the middle of the references
+        monkeypatch.setattr(knn_triton, "MINIMA", chunk * -(-len(points) // knn_triton.GROUP))
+    distances, indices = fused_search(points, points, 6, own_row=True)
+    wanted, who = exact(points, points, 6, own_row=True)
+    assert torch.equal(indices, who)
+    torch.testing.assert_close(distances.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_query_does_not_see_its_group() -> None:
+    points, k = cloud(128, 2), 4
+    groups = torch.arange(len(points), device=DEVICE) // 16
+    queries = slice(20, 90)
+    distances, indices = fused_search(points[queries], points, k, query_groups=groups[queries], reference_groups=groups)
+    wanted, who = exact(points[queries], points, k, groups=(groups[queries], groups))
+    assert torch.equal(indices, who)
+    torch.testing.assert_close(distances.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_neighbours_that_are_not_there_are_infinitely_far() -> None:
+    points = cloud(40, 3)
+    groups = torch.zeros(len(points), dtype=torch.int64, device=DEVICE)
+    groups[:2] = 1
+    distances, indices = fused_search(points, points, 3, query_groups=groups, reference_groups=groups)
+    assert torch.isfinite(distances[2:, :2]).all()
+    assert distances[2:, 2].tolist() == [torch.inf] * 38
+    assert sorted(indices[5, :2].tolist()) == [0, 1]
+    assert torch.isfinite(distances[:2]).all()
+
+
+def test_points_in_one_place() -> None:
+    points = torch.ones(50, 2, device=DEVICE)
+    distances, indices = fused_search(points, points, 5, own_row=True)
+    assert distances.abs().max() == 0.0
+    assert all(len(set(row)) == 5 and i not in row for i, row in enumerate(indices.tolist()))
+
+
+class Truncated:
+    """The first kernel as tensor cores would run it: of its inputs they read the ten leading bits of the mantissa."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+
+    def __getitem__(self, grid: Any) -> Any:
+        def cut(values: torch.Tensor) -> torch.Tensor:
+            return (values.view(torch.int32) & ~0x1FFF).view(torch.float32)
+
+        return lambda left, right, *rest, **more: self.kernel[grid](cut(left), cut(right), *rest, **more)
+
+
+def pairs(count: int) -> torch.Tensor:
+    """Return pairs of points that are close to each other and far from the centre: what rounding confuses first."""
+    ends = 30.0 * torch.nn.functional.normalize(cloud(count // 2, 20, offset=0.0), dim=1)
+    near = ends + 1e-3 * torch.nn.functional.normalize(cloud(count // 2, 20, 1, offset=0.0), dim=1)
+    shades = [ends, near, *(ends + 0.01 * step * cloud(count // 2, 20, 2 + step, offset=0.0) for step in range(1, 40))]
+    return torch.cat(shades)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="emulates what a GPU does")
+def test_the_rounding_of_tensor_cores_costs_no_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
+    references = pairs(24)
+    queries = references[:24]
+    _, who = exact(queries, references, 2)
+    monkeypatch.setattr(knn_triton, "_group_minima", Truncated(knn_triton._group_minima))
+    monkeypatch.setattr(knn_triton, "SPARE", 0)
+    _, indices = fused_search(queries, references, 2, precision="tf32")
+    assert torch.equal(indices, who)
+    # without the bound it would: the test can fail
+    monkeypatch.setitem(knn_triton._PRODUCT_ERROR, "tf32", -1.0)
+    _, indices = fused_search(queries, references, 2, precision="tf32")
+    assert not torch.equal(indices, who)
+
+
+def test_the_search_of_last_resort_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = cloud(200, 5)
+    groups = torch.arange(len(points), device=DEVICE) // 20
+    wanted, who = exact(points, points, 7, groups=(groups, groups))
+    monkeypatch.setitem(knn_triton._PRODUCT_ERROR, "ieee", torch.inf)  # nothing is certain
+    distances, indices = fused_search(points, points, 7, query_groups=groups, reference_groups=groups)
+    assert torch.equal(indices, who)
+    torch.testing.assert_close(distances.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+COMPILE = """
+import json
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+import triton
+from myriad_lab.functional import knn_triton as ours
+
+def compile(kernel, constants, stages=3, **types):
+    names = [name for name in kernel.arg_names if name not in constants]
+    signature = {name: types.get(name, "*fp32") for name in names} | dict.fromkeys(constants, "constexpr")
+    source, options = ASTSource(kernel, signature, constants), {"num_stages": stages}
+    built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    return {"cubin": len(built.asm["cubin"]), "shared": built.metadata.shared, "wgmma": "wgmma" in built.asm["ptx"]}
+
+numbers = dict.fromkeys(("own_row", "num_queries", "num_references", "num_groups", "kept", "k"), "i32")
+ids = dict.fromkeys(("query_groups", "reference_groups", "chosen", "out_indices"), "*i64") | {"certain": "*i32"}
+tile = {"ROWS": ours._ROWS, "COLUMNS": ours._COLUMNS, "TILES": ours._TILES}
+out = {}
+for dim, precision in ((2, "ieee"), (17, "tf32"), (64, "tf32"), (128, "tf32")):
+    shape = {"DIM": dim, "WIDTH": max(16, triton.next_power_of_2(dim)), "GROUP": ours.GROUP, "EXCLUSION": 2}
+    first = {**shape, **tile, "PRECISION": precision}
+    stages = ours._num_stages(shape["WIDTH"])
+    out[f"minima {dim}"] = compile(ours._group_minima, first, stages, **numbers, **ids)
+    out[f"distances {dim}"] = compile(ours._group_distances, shape, **numbers, **ids)
+    out[f"again {dim}"] = compile(ours._search_again, {**shape, "SLOTS": 64, "BLOCK": ours._BLOCK}, **numbers, **ids)
+print(json.dumps(out))
+"""
+
+
+def test_the_kernels_compile_for_a_hopper_gpu() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, built in json.loads(done.stdout.splitlines()[-1]).items():
+        assert built["cubin"] > 0, name
+        assert built["shared"] <= 227 * 1024, name  # of a multiprocessor of sm_90
+        assert built["wgmma"] == (name in ("minima 17", "minima 64", "minima 128")), name
+
+
+@pytest.mark.gpu
+def test_knn_on_a_gpu_is_knn_on_a_cpu() -> None:
+    for dim, k in ((2, 5), (8, 12), (64, 40)):
+        points = cloud(20_000, dim)
+        groups = torch.arange(len(points), device=DEVICE) // 100
+        for exclude in ("none", "self", "group"):
+            kind: dict[str, Any] = {"exclude": exclude}
+            if exclude == "group":
+                kind |= {"query_groups": groups, "reference_groups": groups}
+            distances, _ = knn(points, points, k, **kind)
+            on_cpu = {name: value.cpu() if torch.is_tensor(value) else value for name, value in kind.items()}
+            wanted, _ = knn(points.cpu(), points.cpu(), k, **on_cpu)
+            torch.testing.assert_close(distances.cpu(), wanted, rtol=1e-5, atol=1e-6)
