@@ -265,14 +265,19 @@ def test_updates_are_counted_and_a_seeded_actor_waits() -> None:
 
 
 def test_state_dict_continues_bit_exactly() -> None:
-    first, second = make(seeded=True, critic_warmup=0), make(seed=5, seeded=True, critic_warmup=0)
+    settings = {"seeded": True, "critic_warmup": 0, "noise_repeat": 4}
+    first, second = make(**settings), make(seed=5, **settings)
     feed(first, 20)
     first.update()
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     second.replay.load_state_dict(first.replay.state_dict())
+    obs = chain_step(torch.zeros(first.num_envs, dtype=torch.long), False)[0].obs
+    acted = []
     for pql in (first, second):
+        acted.append(pql.act(obs))
         feed(pql, 5, seed=3)
         pql.update()
+    assert torch.equal(*acted)
     for name, module in first._modules().items():
         for key, value in module.state_dict().items():
             assert torch.equal(value, second._modules()[name].state_dict()[key]), f"{name}.{key}"
@@ -298,7 +303,7 @@ def test_kept_heads_keep_their_networks_and_get_all_envs() -> None:
 
 
 def test_bad_settings_are_named() -> None:
-    bad = {"gamma": 1.5, "n_step": 0, "sigma_max": 0.01, "prior_fraction": 1.0, "prior_weight": -1.0}
+    bad = {"noise_repeat": 0, "gamma": 1.5, "n_step": 0, "sigma_max": 0.01, "prior_fraction": 1.0, "prior_weight": -1.0}
     bad |= {"actor_lr": 0.0, "critic_lr": -1e-3, "max_grad_norm": 0.0, "critic_warmup": -1, "weight_decay": -0.1}
     bad |= {"target_bounds": [1.0], "target_noise": -0.1, "reward_scale": 0.0}
     bad |= {"actor_lr": math.inf, "value_updates_per_step": math.inf, "tau": 0.0, "batch_size": 0}

@@ -12,6 +12,7 @@ from tensordict import TensorDict
 from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.pql_cfg import PQLCfg
 from myriad_lab.algorithms.pql_parts import adamw, check_squash, clip_per_head, noise_ladder, restore, weighted_mean
+from myriad_lab.algorithms.repeated_noise import RepeatedNoise
 from myriad_lab.algorithms.update_counts import UpdateCounts
 from myriad_lab.errors import CheckpointError, ConfigurationError
 from myriad_lab.functional.projection import categorical_projection
@@ -83,6 +84,7 @@ class PQL:
         self.replay = replay if replay is not None else self._make_replay()
         apart = self.replay.device != self.device
         self._draws = torch.Generator(self.replay.device).manual_seed(seed + 2) if apart else self.generator
+        self.noise = RepeatedNoise(num_envs, self.num_actions, cfg.noise_repeat, self.device)
         self.noise_scale = self._noise_ladder()
         self.actor_optimizer = adamw(self.actor, cfg.actor_lr, cfg.weight_decay)
         self.critic_optimizer = adamw(self.critic, cfg.critic_lr, cfg.weight_decay)
@@ -91,7 +93,7 @@ class PQL:
     @torch.no_grad()
     def act(self, obs: TensorDict) -> torch.Tensor:
         """Return exploratory actions in [-1, 1], (num_envs, num_actions)."""
-        noise = torch.randn(self.num_envs, self.num_actions, generator=self.generator, device=self.device)
+        noise = self.noise.draw(self.generator)
         if self.counts.steps < self.cfg.warmup_steps and self.prior is None:
             return torch.rand(noise.shape, generator=self.generator, device=self.device) * 2.0 - 1.0
         grouped = obs["policy"].unflatten(0, (self.num_policies, -1))
@@ -234,6 +236,7 @@ class PQL:
             "actor_optimizer": self.actor_optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
             "generator": self.generator.get_state(),
+            "noise": self.noise.state_dict(),
             **self.counts.state_dict(),
         }
 
@@ -257,6 +260,8 @@ class PQL:
             restore(self.critic_optimizer, state["critic_optimizer"])
             self.counts = self._make_counts()
             self.counts.load_state_dict(state)
+            if "noise" in state:  # versions before noise could last saved none
+                self.noise.load_state_dict(state["noise"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit the networks of this configuration: {error}") from error
         self.generator.set_state(state["generator"])

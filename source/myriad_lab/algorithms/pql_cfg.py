@@ -22,7 +22,11 @@ _RANGES = (
         (0.0, _HUGE),
         "a finite number of at least 0",
     ),
-    (("n_step", "batch_size", "policy_delay", "warmup_steps", "replay_capacity"), (1, _HUGE), "at least 1"),
+    (
+        ("n_step", "batch_size", "policy_delay", "noise_repeat", "warmup_steps", "replay_capacity"),
+        (1, _HUGE),
+        "at least 1",
+    ),
     (("critic_warmup",), (0, _HUGE), "at least 0"),
 )
 """Fields, lowest and highest value, and what to say of them."""
@@ -67,6 +71,8 @@ class PQLCfg:
     """Noise of the first env that a head drives; the others lie evenly between."""
     sigma_max: float = 0.8
     """Noise of the last env that a head drives, also where it is the only one."""
+    noise_repeat: int = 1
+    """Most env steps for which an env keeps one draw of its noise, which lasts k steps with ``P(k) ~ k^-2``."""
     warmup_steps: int = 32
     """Env steps before the first update; without a seed, actions are uniform random meanwhile."""
     critic_warmup: int = 500
