@@ -70,9 +70,10 @@ def knn(
         query_groups = reference_groups = None
     if queries.device.type == "cpu":
         _check_values(queries, references)
+        passed_over = 0
         if query_groups is not None and reference_groups is not None:
-            _check_group_sizes(query_groups, reference_groups, k)
-        if _use_tree(method, *references.shape):
+            passed_over = _largest_group(query_groups, reference_groups, k)
+        if _use_tree(method, len(references), references.shape[1], k + passed_over):
             return _tree(queries, references, k, query_groups, reference_groups, exclude)
     if _use_fused(method, queries, k):
         return _fused(queries, references, k, query_groups, reference_groups, exclude)
@@ -113,7 +114,7 @@ def knn_within(
     on_cpu = points.device.type == "cpu"
     if on_cpu:
         _check_values(points, points)
-        if _use_tree(method, *points.shape[1:]):
+        if _use_tree(method, points.shape[1], points.shape[2], k):
             return _tree_within(points, k)
     found = dense_search(points, points, k, Exclusion(own_row=True))
     if not on_cpu:
@@ -132,13 +133,14 @@ def group_sizes(groups: torch.Tensor, reference_groups: torch.Tensor | None = No
     return torch.searchsorted(ordered, groups, right=True) - torch.searchsorted(ordered, groups)
 
 
-def _use_tree(method: Method, num_references: int, dim: int) -> bool:
-    """Say whether to search with the tree on a CPU.
+def _use_tree(method: Method, num_references: int, dim: int, looked_at: int) -> bool:
+    """Say whether to search with the tree on a CPU, which has to look at that many of the nearest references.
 
-    Measured with k = 5 and 50 on normal clouds and random walks, the tree is the faster one up to about 6 dimensions
-    with 4,096 points, 7 with 16,384 and 8 with 65,536, hence the rule; ``myriad benchmark knn`` shows both sides of it.
+    Fitted to normal clouds and random walks of 4,096 and 16,384 points, k = 5 and 50, with and without groups of 32 to
+    pass over: the tree is the faster one up to 7 and 8 dimensions for k = 5, up to 6 and 7 for k = 50 or with groups.
+    ``myriad benchmark knn`` shows both sides of it. No clock decides, so that a run can be repeated to the bit.
     """
-    return method == "tree" or (method == "auto" and 4**dim <= num_references)
+    return method == "tree" or (method == "auto" and looked_at * 5**dim <= 220 * num_references)
 
 
 def _use_fused(method: Method, queries: torch.Tensor, k: int) -> bool:
@@ -271,13 +273,14 @@ def _check_values(queries: torch.Tensor, references: torch.Tensor) -> None:
             )
 
 
-def _check_group_sizes(query_groups: torch.Tensor, reference_groups: torch.Tensor, k: int) -> None:
-    """Refuse a group so large that fewer than ``k`` foreign references are left."""
+def _largest_group(query_groups: torch.Tensor, reference_groups: torch.Tensor, k: int) -> int:
+    """Return the size of the largest group; refuse one so large that fewer than ``k`` foreign references are left."""
     if len(query_groups) == 0:
-        return
+        return 0
     largest = int(group_sizes(query_groups, reference_groups).max())
     if len(reference_groups) - largest < k:
         raise ConfigurationError(
             f"k = {k} neighbours asked for, but a particle has {len(reference_groups) - largest} outside its own group "
             f"of {largest} (of {len(reference_groups)} particles). Lower k or collect more trajectories."
         )
+    return largest

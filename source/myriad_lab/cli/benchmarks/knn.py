@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -99,6 +102,30 @@ def _peers(queries: torch.Tensor, points: torch.Tensor, device: str) -> dict[str
         data, wanted = points.numpy(), queries.numpy()
         threads = torch.get_num_threads()
         peers["scipy KDTree"] = lambda: spatial.KDTree(data).query(wanted, k=K + 1, workers=threads)
+        peers |= _optional_peers(data, wanted, threads)
+    return peers
+
+
+def _optional_peers(data: Any, wanted: Any, threads: int) -> dict[str, Callable[[], object]]:
+    """Return the libraries that are compared with where they are installed: scikit-learn, faiss-cpu."""
+    peers: dict[str, Callable[[], object]] = {}
+    if importlib.util.find_spec("sklearn"):
+        neighbors = importlib.import_module("sklearn.neighbors")
+        for algorithm in ("kd_tree", "brute"):
+            if algorithm == "brute" and len(data) * len(wanted) > MAX_PAIRS:
+                continue
+            search = neighbors.NearestNeighbors(n_neighbors=K + 1, algorithm=algorithm, n_jobs=threads)
+            peers[f"scikit-learn {algorithm}"] = lambda search=search: search.fit(data).kneighbors(wanted)
+    if importlib.util.find_spec("faiss") and len(data) * len(wanted) <= MAX_PAIRS:
+        faiss = importlib.import_module("faiss")
+        faiss.omp_set_num_threads(threads)
+
+        def flat() -> None:
+            index = faiss.IndexFlatL2(data.shape[1])
+            index.add(data)
+            index.search(wanted, K + 1)
+
+        peers["faiss flat"] = flat
     return peers
 
 
