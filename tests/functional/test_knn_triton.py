@@ -42,7 +42,7 @@ def cloud(count: int, dim: int, seed: int = 0, offset: float = 20.0) -> torch.Te
 
 @pytest.mark.parametrize(
     ("num_queries", "num_references", "dim", "k"),
-    [(70, 300, 3, 5), (1, 33, 1, 1), (65, 129, 128, 64), (40, 1030, 17, 12), (3, 20, 8, 20)],
+    [(70, 300, 3, 5), (0, 10, 2, 3), (1, 33, 1, 1), (65, 129, 128, 64), (40, 1030, 17, 12), (3, 20, 8, 20)],
 )
 def test_it_finds_what_float64_finds(num_queries: int, num_references: int, dim: int, k: int) -> None:
     queries, references = cloud(num_queries, dim, 1), cloud(num_references, dim)
@@ -56,7 +56,7 @@ def test_it_finds_what_float64_finds(num_queries: int, num_references: int, dim:
 def test_a_query_does_not_see_itself(chunk: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     points = cloud(150, 4)
     if chunk is not None:  # the second chunk of queries begins in the middle of the references
-        monkeypatch.setattr(knn_triton, "MINIMA", chunk * -(-len(points) // knn_triton.GROUP))
+        monkeypatch.setattr(knn_triton, "MAX_HELD", chunk * (6 + knn_triton.SPARE) * knn_triton.GROUP)
     distances, indices = fused_search(points, points, 6, own_row=True)
     wanted, who = exact(points, points, 6, own_row=True)
     assert torch.equal(indices, who)
@@ -65,7 +65,7 @@ def test_a_query_does_not_see_itself(chunk: int | None, monkeypatch: pytest.Monk
 
 def test_a_query_does_not_see_its_group() -> None:
     points, k = cloud(128, 2), 4
-    groups = torch.arange(len(points), device=DEVICE) // 16
+    groups = (torch.arange(len(points), device=DEVICE) // 16).repeat_interleave(2)[::2]  # every other number in memory
     queries = slice(20, 90)
     distances, indices = fused_search(points[queries], points, k, query_groups=groups[queries], reference_groups=groups)
     wanted, who = exact(points[queries], points, k, groups=(groups[queries], groups))

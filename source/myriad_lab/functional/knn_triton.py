@@ -27,8 +27,8 @@ SPARE = 8
 """Groups looked into beyond ``k``."""
 MAX_K, MAX_DIM = 64, 128
 """Largest number of neighbours, and of features."""
-MINIMA = 1 << 29
-"""Group minima held at once (2 GiB); more queries are searched in chunks."""
+MAX_HELD = 1 << 29
+"""Group minima, or distances to members of groups, held at once (2 GiB); more queries are searched in chunks."""
 
 Precision = Literal["ieee", "tf32x3", "tf32"]
 _NONE, _OWN_ROW, _BY_GROUP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -65,11 +65,15 @@ def fused_search(
         Distances (n, k), ascending, infinite where fewer than ``k`` references are allowed; indices, int64 (n, k).
     """
     num_queries, dim = queries.shape
+    if num_queries == 0:
+        return queries.new_empty(0, k), torch.empty(0, k, dtype=torch.int64, device=queries.device)
     queries, references = queries.contiguous(), references.contiguous()
     # Few features mean neighbours that are close for the size of the cloud, and little work for the tensor cores.
     precision = precision or ("ieee" if dim <= 16 else "tf32")
-    num_groups = math.ceil(len(references) / GROUP)
-    chunk = max(_ROWS, MINIMA // num_groups)
+    if query_groups is not None and reference_groups is not None:
+        query_groups, reference_groups = query_groups.contiguous(), reference_groups.contiguous()
+    held = max(math.ceil(len(references) / GROUP), (k + SPARE) * GROUP)
+    chunk = max(_ROWS, MAX_HELD // held)
     found = []
     for start in range(0, num_queries, chunk):
         rows = slice(start, min(start + chunk, num_queries))
