@@ -156,11 +156,12 @@ ids = dict.fromkeys(("query_groups", "reference_groups", "chosen", "out_indices"
 tile = {"ROWS": ours._ROWS, "COLUMNS": ours._COLUMNS, "TILES": ours._TILES}
 out = {}
 for dim, precision in ((2, "ieee"), (17, "tf32"), (64, "tf32"), (128, "tf32")):
-    shape = {"DIM": dim, "WIDTH": max(16, triton.next_power_of_2(dim)), "GROUP": ours.GROUP, "EXCLUSION": 2}
-    first = {**shape, **tile, "PRECISION": precision}
+    shape = {"DIM": dim, "WIDTH": max(16, triton.next_power_of_2(dim)), "EXCLUSION": 2}
+    grouped = {**shape, "GROUP": ours.GROUP}
+    first = {**grouped, **tile, "PRECISION": precision}
     stages = ours._num_stages(shape["WIDTH"])
     out[f"minima {dim}"] = compile(ours._group_minima, first, stages, **numbers, **ids)
-    out[f"distances {dim}"] = compile(ours._group_distances, shape, **numbers, **ids)
+    out[f"distances {dim}"] = compile(ours._group_distances, grouped, **numbers, **ids)
     out[f"again {dim}"] = compile(ours._search_again, {**shape, "SLOTS": 64, "BLOCK": ours._BLOCK}, **numbers, **ids)
 print(json.dumps(out))
 """

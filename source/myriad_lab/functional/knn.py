@@ -28,6 +28,8 @@ from myriad_lab.functional.knn_tree import (
 
 Exclude = Literal["none", "self", "group"]
 Method = Literal["auto", "tree", "dense", "fused"]
+FUSED_MAX_K, FUSED_MAX_DIM = 64, 128
+"""Most neighbours and features that the kernels for a GPU take."""
 
 
 def knn(
@@ -151,13 +153,14 @@ def _use_fused(method: Method, queries: torch.Tensor, k: int) -> bool:
     """
     if method in ("tree", "dense"):
         return False
-    fits = queries.is_cuda and queries.dtype == torch.float32 and k <= 64 and queries.shape[1] <= 128
+    fits = queries.is_cuda and queries.dtype == torch.float32 and k <= FUSED_MAX_K and queries.shape[1] <= FUSED_MAX_DIM
     # Triton comes with torch for CUDA; on systems that it has no build for, the dense search remains.
     there = importlib.util.find_spec("triton") is not None
     if method == "fused" and not (fits and there):
         raise ConfigurationError(
-            f"method='fused' is for float32 on CUDA with Triton, k up to 64 and d up to 128; got {queries.dtype} on "
-            f"{queries.device}, k = {k}, d = {queries.shape[1]}{'' if there else ', no Triton'}. Take method='auto'."
+            f"method='fused' is for float32 on CUDA with Triton, k up to {FUSED_MAX_K} and d up to {FUSED_MAX_DIM}; "
+            f"got {queries.dtype} on {queries.device}, k = {k}, d = {queries.shape[1]}{'' if there else ', no Triton'}."
+            " Take method='auto'."
         )
     return fits and there
 

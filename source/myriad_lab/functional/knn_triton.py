@@ -25,15 +25,13 @@ GROUP = 32
 """References per group."""
 SPARE = 8
 """Groups looked into beyond ``k``."""
-MAX_K, MAX_DIM = 64, 128
-"""Largest number of neighbours, and of features."""
 MAX_HELD = 1 << 29
 """Group minima, or distances to members of groups, held at once (2 GiB); more queries are searched in chunks."""
 
-Precision = Literal["ieee", "tf32x3", "tf32"]
+Precision = Literal["ieee", "tf32"]
 _NONE, _OWN_ROW, _BY_GROUP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-_PRODUCT_ERROR = {"ieee": 2.0**-24, "tf32x3": 2.0**-20, "tf32": 2.0**-9}
-"""Largest relative error of one product; tf32 cuts both factors to 10 bits, tf32x3 adds the two largest remainders."""
+_PRODUCT_ERROR = {"ieee": 2.0**-24, "tf32": 2.0**-9}
+"""Largest relative error of one product; tf32 cuts both factors to 10 bits."""
 _ROWS, _COLUMNS, _TILES = 64, 128, 8
 """Queries and references of a tile, and tiles for which a program keeps its queries."""
 _BLOCK = 128
@@ -53,9 +51,9 @@ def fused_search(
     """Return the ``k`` nearest references of each query.
 
     Args:
-        queries: Features, float32 (n, d), d up to :data:`MAX_DIM`.
+        queries: Features, float32 (n, d), d up to 128.
         references: Features, float32 (m, d), on the same device.
-        k: Number of neighbours, up to :data:`MAX_K`.
+        k: Number of neighbours, up to 64.
         own_row: Query i does not see reference i.
         query_groups: Integers (n,); a query does not see the references of its group.
         reference_groups: Integers (m,).
@@ -101,7 +99,6 @@ def _search(
     shape: dict[str, Any] = {
         "DIM": dim,
         "WIDTH": max(16, triton.next_power_of_2(dim)),
-        "GROUP": GROUP,
         "EXCLUSION": exclusion.value,
     }
     sizes = (own_row or 0, num_queries, num_references)
@@ -113,11 +110,12 @@ def _search(
     grid = (triton.cdiv(num_queries, _ROWS), triton.cdiv(num_references, _COLUMNS * _TILES))
     tile: dict[str, Any] = {"ROWS": _ROWS, "COLUMNS": _COLUMNS, "TILES": _TILES, "PRECISION": precision}
     tile["num_stages"] = _num_stages(shape["WIDTH"])
-    _group_minima[grid](left, right, norms, *seen, minima, *sizes, num_groups, **shape, **tile)
+    grouped: dict[str, Any] = {**shape, "GROUP": GROUP}
+    _group_minima[grid](left, right, norms, *seen, minima, *sizes, num_groups, **grouped, **tile)
 
     nearest = minima.topk(kept, largest=False, sorted=False)
     members = queries.new_empty(num_queries, kept, GROUP)
-    _group_distances[(num_queries, kept)](queries, references, *seen, nearest.indices, members, *sizes, kept, **shape)
+    _group_distances[(num_queries, kept)](queries, references, *seen, nearest.indices, members, *sizes, kept, **grouped)
     best = members.flatten(1).topk(k, largest=False, sorted=False)
     indices = nearest.indices.gather(1, best.indices // GROUP) * GROUP + best.indices % GROUP
     indices = indices.where(torch.isfinite(best.values), 0)
@@ -205,7 +203,7 @@ def _group_distances(
 def _search_again(
     queries, references, query_groups, reference_groups, certain, out, out_indices,
     own_row, num_queries, num_references, k,
-    DIM: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, EXCLUSION: tl.constexpr,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, EXCLUSION: tl.constexpr,
     SLOTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Search all references for a query that is not certain of its neighbours; no order among those it writes."""

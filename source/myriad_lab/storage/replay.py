@@ -294,9 +294,7 @@ class ReplayBuffer:
         self._wrapped |= after == 0
         self._host_head, self._host_size = after, min(self._host_size + 1, self.capacity_steps)
         self._continues = True
-        # Published last, so that a reader in another process never sees a slot that is still being filled; and the head
-        # before the size, for readers take the size first: with a new size and an old head they would look one step
-        # further back than anything was written.
+        # published last, and the size after the head: readers take the size first and look as many steps behind it
         self._head.fill_(after)
         self._size.fill_(self._host_size)
 
