@@ -50,12 +50,13 @@ def steps(num: int, device: str) -> list[Step]:
     return out
 
 
-def make(name: str, device: str) -> Any:
+def make(name: str, device: str, **settings: Any) -> Any:
     actor_cfg = PopulationActorCfg(trunk=[16], adapter_dim=8)
     actor = PopulationActor(NUM_OBS, NUM_ACTIONS, M, actor_cfg).to(device)
     if name == "pql":
         prior = {"prior_fraction": 0.5, "prior_bootstrap": True, "prior_weight": 0.1}
-        cfg = PQLCfg(batch_size=8, replay_capacity=640, warmup_steps=1, critic_warmup=1, **prior)
+        settings = {"compile": False, "normalize_returns": True} | settings
+        cfg = PQLCfg(batch_size=8, replay_capacity=640, warmup_steps=1, critic_warmup=1, **prior, **settings)
         return PQL(actor, cfg, NUM_ENVS, SIZES, device, seed=0, seeded=True)
     cfg = KMyriadCfg(actor=actor_cfg, k=2, particle_stride=1, **KMYRIAD[name])
     return KMyriad(actor, cfg, NUM_ENVS, SIZES, device, seed=0, num_steps=6)

@@ -16,6 +16,7 @@ from myriad_lab.algorithms.pql_parts import noise_ladder
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
 from myriad_lab.networks.q_ensemble import QEnsembleCfg
+from myriad_lab.storage.replay import ReplayBatch
 
 CHAIN = 4
 GAMMA = 0.9
@@ -63,6 +64,10 @@ def feed(pql: PQL, steps: int, time_out: bool = False, seed: int = 0) -> None:
         pql.observe(step)
 
 
+def targets(pql: PQL, batch: ReplayBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    return pql.losses.targets(batch, None, pql.reward_factor)
+
+
 def chain_values(pql: PQL) -> torch.Tensor:
     rows = torch.eye(CHAIN).expand(pql.num_policies, -1, -1)
     with torch.no_grad():
@@ -96,7 +101,7 @@ def test_targets_take_the_smaller_critic_and_the_true_discount() -> None:
         pql.target_critic.biases[-1].copy_(torch.tensor([5.0, 3.0]).view(2, 1, 1))
     feed(pql, 6)
     batch = pql.replay.sample(64, torch.Generator().manual_seed(0), n_step=3, gamma=GAMMA)
-    target, value = pql._targets(batch)
+    target, value = targets(pql, batch)
     assert torch.equal(value, torch.full((1, 64), 3.0))
     assert torch.allclose(target, batch.rewards + batch.discounts * 3.0)
     assert set(batch.discounts.flatten().tolist()) > {0.0}
@@ -106,7 +111,7 @@ def test_target_bounds_are_those_of_the_unscaled_rewards() -> None:
     pql = make(num_policies=1, num_envs=1, n_step=1, reward_scale=10.0, target_bounds=[0.0, 0.5])
     feed(pql, 6)
     batch = pql.replay.sample(64, torch.Generator().manual_seed(0), n_step=1, gamma=GAMMA)
-    ends = pql._targets(batch)[0][batch.rewards == 1.0]
+    ends = targets(pql, batch)[0][batch.rewards == 1.0]
     assert len(ends) > 0
     assert torch.equal(ends, torch.full_like(ends, 5.0))
 
@@ -121,7 +126,7 @@ def test_categorical_target_is_the_whole_distribution_of_the_worse_critic() -> N
         pql.target_critic.biases[-1].copy_(logits.unsqueeze(1))
     feed(pql, 8)
     batch = pql.replay.sample(32, torch.Generator().manual_seed(0), n_step=1, gamma=1.0)
-    target, _ = pql._targets(batch)
+    target, _ = targets(pql, batch)
     assert torch.allclose(target.sum(-1), torch.ones(1, 32))
     inner = (batch.rewards == 0) & (batch.discounts == 1)
     # expectations are 1.0 and 1.016: the first is smaller, and an elementwise minimum would mix the two
@@ -139,8 +144,8 @@ def test_targets_may_take_the_better_action_of_the_seed() -> None:
                 policy.heads.out_bias[..., 0] = bias  # type: ignore
         pql.target_critic.forward = lambda obs, a: (a.squeeze(-1) + 2.0).unsqueeze(1).expand(-1, 2, -1)  # type: ignore
     batch = plain.sample()
-    assert torch.allclose(plain._targets(batch)[1], torch.full((1, 32), 1.0), atol=1e-3)
-    assert torch.allclose(better._targets(batch)[1], torch.full((1, 32), 3.0), atol=1e-3)
+    assert torch.allclose(targets(plain, batch)[1], torch.full((1, 32), 1.0), atol=1e-3)
+    assert torch.allclose(targets(better, batch)[1], torch.full((1, 32), 3.0), atol=1e-3)
 
 
 def test_changing_one_head_leaves_the_critics_of_the_others_bit_identical() -> None:
@@ -175,11 +180,11 @@ def test_each_update_moves_its_own_networks_only() -> None:
         states = {name: module.state_dict() for name, module in pql._modules().items()}
         return {n for n, s in states.items() if any(not torch.equal(s[k], before[n][k]) for k in s)}
 
-    assert set(pql.value_update(pql.sample())) == set(VALUE_METRICS)
+    assert pql.value_update(pql.sample()).shape == (len(VALUE_METRICS),)
     assert moved() == {"critic", "target_critic"}
     before = {name: copy.deepcopy(module.state_dict()) for name, module in pql._modules().items()}
     pql.critic_optimizer.zero_grad(set_to_none=True)
-    assert set(pql.policy_update(pql.sample())) == set(POLICY_METRICS)
+    assert pql.policy_update(pql.sample()).shape == (len(POLICY_METRICS),)
     assert moved() == {"actor"}
     assert all(p.grad is None for p in pql.critic.parameters())
 
@@ -302,10 +307,60 @@ def test_kept_heads_keep_their_networks_and_get_all_envs() -> None:
     assert set(pql.update()) == {*VALUE_METRICS, *POLICY_METRICS}
 
 
+def test_returns_are_scaled_before_the_critics_see_them() -> None:
+    pql = make(num_policies=1, num_envs=4, n_step=1, normalize_returns=True, return_bound=0.5, reward_scale=3.0)
+    feed(pql, 40)
+    # the only reward ends its episode and so is the largest return, which is to be brought to the bound
+    assert float(pql.reward_factor) == pytest.approx(3.0 * 0.5)
+    batch = pql.sample()
+    ends = batch.rewards == 1.0
+    assert torch.allclose(targets(pql, batch)[0][ends], torch.tensor(1.5))
+
+
+def test_projected_weights_leave_the_values_and_have_length_one() -> None:
+    free, kept = (QEnsembleCfg(hidden=[32, 16], weight_norm=norm, obs_normalization=False) for norm in (False, True))
+    pql = make(critic=kept, critic_lr=1e-2)
+    feed(pql, 20)
+    pql.value_update(pql.sample())
+    hidden = list(pql.critic.weights)[:-1]
+    assert all(torch.allclose(w.norm(dim=1), torch.ones(())) for w in hidden)
+    long = make(critic=free).critic
+    long.load_state_dict(pql.critic.state_dict())
+    with torch.no_grad():
+        for weight in list(long.weights)[:-1]:
+            weight.mul_(7.0)
+    rows, actions = torch.eye(CHAIN).expand(2, -1, -1), torch.zeros(2, CHAIN, 1)
+    assert torch.allclose(long.values(rows, actions), pql.critic.values(rows, actions), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
+@pytest.mark.parametrize("kind", ["scalar", "categorical"])
+def test_compiled_losses_are_the_losses(kind: str) -> None:
+    critic = QEnsembleCfg(hidden=[32], kind=kind, obs_normalization=False)
+    plain, compiled = (make(compile=flag, critic=critic, mixed_precision=False) for flag in (False, True))
+    for pql in (plain, compiled):
+        feed(pql, 20)
+        pql.update()
+    assert compiled._critic_losses is not compiled.losses.critics
+    for name in ("actor", "critic"):
+        for a, b in zip(getattr(plain, name).parameters(), getattr(compiled, name).parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_half_precision_is_taken_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for native in (False, True):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert make().mixed_precision is native
+        assert make(mixed_precision=not native).mixed_precision is not native
+
+
 def test_bad_settings_are_named() -> None:
     bad = {"noise_repeat": 0, "gamma": 1.5, "n_step": 0, "sigma_max": 0.01, "prior_fraction": 1.0, "prior_weight": -1.0}
     bad |= {"actor_lr": 0.0, "critic_lr": -1e-3, "max_grad_norm": 0.0, "critic_warmup": -1, "weight_decay": -0.1}
     bad |= {"target_bounds": [1.0], "target_noise": -0.1, "reward_scale": 0.0}
+    bad |= {"return_bound": 0.0}
     bad |= {"actor_lr": math.inf, "value_updates_per_step": math.inf, "tau": 0.0, "batch_size": 0}
     for name, value in bad.items():
         with pytest.raises(ConfigurationError, match=re.escape(f"{name}={value}")):
@@ -322,6 +377,10 @@ def test_bad_settings_are_named() -> None:
         make(actor=PopulationActorCfg(trunk=[]))
     with pytest.raises(ConfigurationError, match="Did you mean scalar"):
         make(critic=QEnsembleCfg(kind="scaler"))
+    with pytest.raises(ConfigurationError, match="weight_norm=true of the critic needs layer_norm=true"):
+        make(critic=QEnsembleCfg(weight_norm=True, layer_norm=False))
+    with pytest.raises(ConfigurationError, match="replay_dtype='bfloat32' of PQL is unknown"):
+        make(replay_dtype="bfloat32")
     with pytest.raises(ConfigurationError, match="privileged"):
         make(critic_group="privileged")
     clipped = PopulationActor(CHAIN, 1, 2, PopulationActorCfg(trunk=[16], adapter_dim=8, squash="clip"))

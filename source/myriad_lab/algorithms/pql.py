@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 
 from myriad_lab.algorithms.algorithm import Step
+from myriad_lab.algorithms.captured import CapturedUpdate
 from myriad_lab.algorithms.pql_cfg import PQLCfg
-from myriad_lab.algorithms.pql_parts import adamw, check_squash, clip_per_head, noise_ladder, restore, weighted_mean
+from myriad_lab.algorithms.pql_losses import POLICY_METRICS, VALUE_METRICS, PQLLosses
+from myriad_lab.algorithms.pql_parts import adamw, check_squash, clip_per_head, noise_ladder, restore
+from myriad_lab.algorithms.precision import has_native_bfloat16
 from myriad_lab.algorithms.repeated_noise import RepeatedNoise
+from myriad_lab.algorithms.return_scale import ReturnScale
 from myriad_lab.algorithms.update_counts import UpdateCounts
 from myriad_lab.errors import CheckpointError, ConfigurationError
-from myriad_lab.functional.projection import categorical_projection
 from myriad_lab.networks.normalizer import RunningNormalizer
 from myriad_lab.networks.population import PopulationActor, check_population
 from myriad_lab.networks.q_ensemble import QEnsemble
@@ -23,17 +26,15 @@ from myriad_lab.storage.replay import ReplayBatch, ReplayBuffer
 
 __all__ = ["POLICY_METRICS", "PQL", "VALUE_METRICS", "PQLCfg"]
 
-VALUE_METRICS = ("Loss/critic", "Policy/q_mean", "Policy/q_target")
-POLICY_METRICS = ("Loss/actor", "Policy/action_magnitude", "Policy/prior_distance")
-
 
 class PQL:
     """Twin critics and a deterministic policy per head, learnt from a shared replay memory.
 
-    ``value_update`` and ``policy_update`` are the learner; ``update`` runs both in the configured ratio in one process,
-    and the parallel runner calls each in a process of its own. Targets: n-step return with the true effective length
-    plus the smaller of the two target critics at the action of the current policy (TD3 without a target actor). A
-    categorical critic takes the whole distribution of the head with the smaller expectation, so that mass is kept.
+    ``learn_critics`` and ``learn_policies`` are the learner, one draw of rows and one step each; ``update`` runs both
+    in the configured ratio in one process, and the parallel runner calls each in a process of its own. On a GPU each is
+    replayed as one CUDA graph. Targets: n-step return with the true effective length plus the smaller of the two target
+    critics at the action of the current policy (TD3 without a target actor). A categorical critic takes the whole
+    distribution of the head with the smaller expectation, so that mass is kept.
 
     Args:
         actor: The policies; trained in place, acts with ``tanh(mean)``, its log-std has no loss of its own.
@@ -86,9 +87,14 @@ class PQL:
         self._draws = torch.Generator(self.replay.device).manual_seed(seed + 2) if apart else self.generator
         self.noise = RepeatedNoise(num_envs, self.num_actions, cfg.noise_repeat, self.device)
         self.noise_scale = self._noise_ladder()
-        self.actor_optimizer = adamw(self.actor, cfg.actor_lr, cfg.weight_decay)
-        self.critic_optimizer = adamw(self.critic, cfg.critic_lr, cfg.weight_decay)
+        self._reward_scale = torch.tensor(cfg.reward_scale, device=self.device)
+        self.return_scale: ReturnScale | None = None
+        if cfg.normalize_returns:
+            self.return_scale = ReturnScale(num_envs, cfg.gamma, cfg.return_bound, self.device)
+        native = cfg.mixed_precision is None and has_native_bfloat16(self.device)
+        self.mixed_precision = native or bool(cfg.mixed_precision)
         self.counts = self._make_counts()
+        self._make_updates()
 
     @torch.no_grad()
     def act(self, obs: TensorDict) -> torch.Tensor:
@@ -121,6 +127,9 @@ class PQL:
             step.valid,
         )
 
+        if self.return_scale is not None:
+            self.return_scale.update(step.rewards, step.terminated | step.time_outs, step.valid)
+
         # the observation before a divergence may already be far off: count the one after the reset instead
         def sane(group: str) -> torch.Tensor:
             return torch.where(step.valid.unsqueeze(-1), step.obs[group], step.next_obs[group])
@@ -134,16 +143,24 @@ class PQL:
     def update(self) -> dict[str, torch.Tensor]:
         """Do the critic and policy updates that the steps observed so far entitle to; empty if there are none."""
         due = self.counts.earned_value_updates() - self.counts.value_updates
-        if due <= 0:
-            return {}
-        logs: dict[str, list[torch.Tensor]] = {}
-        for batch in self.sample(due).split(due):
-            metrics = self.value_update(batch)
+        critics, policies = [], []
+        for _ in range(due):
+            critics.append(self.learn_critics())
             if self.counts.policy_update_is_due():
-                metrics |= self.policy_update(batch)
-            for key, value in metrics.items():
-                logs.setdefault(key, []).append(value)
-        return {key: torch.stack(values).mean() for key, values in logs.items()}
+                policies.append(self.learn_policies())
+        return _means(VALUE_METRICS, critics) | _means(POLICY_METRICS, policies)
+
+    def learn_critics(self) -> torch.Tensor:
+        """Draw rows and do one update of the critics of all heads; returns ``VALUE_METRICS``, (3,)."""
+        metrics = self._captured_critics()
+        self.counts.value_updates += 1
+        return metrics
+
+    def learn_policies(self) -> torch.Tensor:
+        """Draw rows and do one update of all policies; returns ``POLICY_METRICS``, (3,)."""
+        metrics = self._captured_policies()
+        self.counts.policy_updates += 1
+        return metrics
 
     def restart_replay(self) -> None:
         """Collect ``warmup_steps`` before learning goes on, as after a resume without the replay memory.
@@ -152,6 +169,7 @@ class PQL:
         """
         del self.replay  # before the next one is allocated
         self.replay = self._make_replay()
+        self._capture_anew()
         self.counts.warm_up_again()
 
     def reseed(self, seed: int) -> None:
@@ -160,51 +178,34 @@ class PQL:
         if self._draws is not self.generator:
             self._draws.manual_seed(seed + 1)
 
-    def sample(self, updates: int = 1) -> ReplayBatch:
-        """Draw the rows of ``updates`` minibatches, (num_policies, updates * batch_size, ...)."""
+    def sample(self) -> ReplayBatch:
+        """Draw the rows of one minibatch per head, (num_policies, batch_size, ...)."""
         cfg = self.cfg
         batch = self.replay.sample(
-            cfg.batch_size * updates, self._draws, own_fraction=cfg.own_fraction, n_step=cfg.n_step, gamma=cfg.gamma
+            cfg.batch_size, self._draws, own_fraction=cfg.own_fraction, n_step=cfg.n_step, gamma=cfg.gamma
         )
         return batch if self._draws is self.generator else batch.map(lambda tensor: tensor.to(self.device))
 
-    def value_update(self, batch: ReplayBatch) -> dict[str, torch.Tensor]:
-        """Take one step on the critics of all heads and move their targets; returns ``VALUE_METRICS``."""
-        with self._autocast():
-            target, value = self._targets(batch)
-            raw = self.critic(batch.obs[self.cfg.critic_group], batch.actions).float()
-        if self.critic.cfg.kind == "categorical":
-            errors = -(target.unsqueeze(1) * raw.log_softmax(-1)).sum(-1)
-        else:
-            errors = (raw - target.unsqueeze(1)).square()
-        losses = weighted_mean(errors.sum(1), batch.weights)
+    def value_update(self, batch: ReplayBatch) -> torch.Tensor:
+        """Take one step on the critics of all heads and move their targets; returns ``VALUE_METRICS``, (3,)."""
+        noise = None
+        if self.cfg.target_noise > 0.0:
+            noise = torch.randn(batch.actions.shape, generator=self.generator, device=self.device)
+        losses, metrics = self._critic_losses(batch, noise, self.reward_factor)
         self.critic_optimizer.zero_grad(set_to_none=True)
         # a sum over heads: the step of a head does not depend on how many others there are
         losses.sum().backward()
         clip_per_head(list(self.critic.parameters()), self.num_policies, self.cfg.max_grad_norm)
         self.critic_optimizer.step()
+        self.critic.project_weights()
         # optimiser and target update touch lists of stacked parameters: a handful of kernels for any number of heads
         online = [p.detach() for p in self.critic.parameters()]
         torch._foreach_lerp_(list(self.target_critic.parameters()), online, self.cfg.tau)
-        self.counts.value_updates += 1
-        means = (losses.mean(), self.critic.expectation(raw).mean(), value.mean())
-        return {key: metric.detach() for key, metric in zip(VALUE_METRICS, means, strict=True)}
+        return metrics
 
-    def policy_update(self, batch: ReplayBatch) -> dict[str, torch.Tensor]:
-        """Take one deterministic policy-gradient step on all heads; returns ``POLICY_METRICS``."""
-        obs = batch.obs["policy"]
-        with self._autocast():
-            actions = self.actor.squash(self.actor(obs)[0])
-            value = self.critic.values(batch.obs[self.cfg.critic_group], actions).float().amin(1)
-        losses, distance = weighted_mean(-value, batch.weights), torch.zeros_like(value)
-        if self.prior is not None and self.cfg.prior_weight > 0.0:
-            with torch.no_grad():
-                wanted = self.prior.squash(self.prior(obs)[0])
-            distance = (actions - wanted).square().mean(-1)
-            # in units of each head's values (TD3+BC): as strong before the first reward is met as long after
-            scale = weighted_mean(value.detach().abs(), batch.weights)
-            losses = losses + self.cfg.prior_weight * scale * weighted_mean(distance, batch.weights)
-        loss = losses.mean()
+    def policy_update(self, batch: ReplayBatch) -> torch.Tensor:
+        """Take one deterministic policy-gradient step on all heads; returns ``POLICY_METRICS``, (3,)."""
+        loss, metrics = self._actor_loss(batch)
         parameters = [p for p in self.actor.parameters() if p.requires_grad]
         # only the actor's gradients are formed; the critics' parameters get none
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -212,9 +213,12 @@ class PQL:
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(parameters, self.cfg.max_grad_norm)
         self.actor_optimizer.step()
-        self.counts.policy_updates += 1
-        means = (loss, actions.abs().mean(), distance.mean())
-        return {key: metric.detach() for key, metric in zip(POLICY_METRICS, means, strict=True)}
+        return metrics
+
+    @property
+    def reward_factor(self) -> torch.Tensor:
+        """What rewards are multiplied by before the critics see them, a scalar."""
+        return self._reward_scale if self.return_scale is None else self._reward_scale * self.return_scale.factor
 
     def keep_heads(self, head_ids: Sequence[int]) -> None:
         """Go on with the given heads only and give them all envs, with their critics; optimisers start anew."""
@@ -226,8 +230,7 @@ class PQL:
         self.num_policies = len(head_ids)
         self.envs_per_policy = check_population(self.num_envs, self.num_policies)
         self.noise_scale = self._noise_ladder()
-        self.actor_optimizer = adamw(self.actor, self.cfg.actor_lr, self.cfg.weight_decay)
-        self.critic_optimizer = adamw(self.critic, self.cfg.critic_lr, self.cfg.weight_decay)
+        self._make_updates()
 
     def state_dict(self) -> dict[str, Any]:
         """Return networks, optimisers, counters and generator; the replay memory has a state of its own."""
@@ -237,6 +240,7 @@ class PQL:
             "critic_optimizer": self.critic_optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "noise": self.noise.state_dict(),
+            **({} if self.return_scale is None else {"return_scale": self.return_scale.state_dict()}),
             **self.counts.state_dict(),
         }
 
@@ -253,6 +257,7 @@ class PQL:
         self.seeded = "prior" in state
         self.cfg.check_prior(self.seeded)
         self.prior = copy.deepcopy(self.actor).requires_grad_(False) if self.seeded else None
+        self._make_updates()
         try:
             for name, module in self._modules().items():
                 module.load_state_dict(state[name])
@@ -262,6 +267,8 @@ class PQL:
             self.counts.load_state_dict(state)
             if "noise" in state:  # versions before noise could last saved none
                 self.noise.load_state_dict(state["noise"])
+            if self.return_scale is not None:
+                self.return_scale.load_state_dict(state["return_scale"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit the networks of this configuration: {error}") from error
         self.generator.set_state(state["generator"])
@@ -279,8 +286,32 @@ class PQL:
             self.groups,
             self.num_actions,
             self.device,
+            getattr(torch, self.cfg.replay_dtype),
             guard_slots=self._guard_slots,
         )
+
+    def _make_updates(self) -> None:
+        """Make what changes the networks: their optimisers, their losses, and the updates that use both."""
+        cfg = self.cfg
+        self.actor_optimizer = adamw(self.actor, cfg.actor_lr, cfg.weight_decay)
+        self.critic_optimizer = adamw(self.critic, cfg.critic_lr, cfg.weight_decay)
+        networks = self.actor, self.critic, self.target_critic, self.prior
+        self.losses = PQLLosses(*networks, cfg, self.mixed_precision)
+        self._critic_losses, self._actor_loss = self.losses.critics, self.losses.actor
+        if cfg.compile or (cfg.compile is None and self.device.type == "cuda"):
+            self._critic_losses = torch.compile(self._critic_losses, fullgraph=True, dynamic=False)
+            self._actor_loss = torch.compile(self._actor_loss, fullgraph=True, dynamic=False)
+        self._capture_anew()
+
+    def _capture_anew(self) -> None:
+        """Forget recorded graphs: they know the tensors of before."""
+        # rows that come from another device are no part of a graph of this one
+        graphs = self.device.type == "cuda" and self._draws is self.generator
+
+        def captured(update: Callable[[ReplayBatch], torch.Tensor]) -> CapturedUpdate:
+            return CapturedUpdate(lambda: update(self.sample()), self.generator, graphs)
+
+        self._captured_critics, self._captured_policies = captured(self.value_update), captured(self.policy_update)
 
     def _modules(self) -> dict[str, torch.nn.Module]:
         modules: dict[str, torch.nn.Module] = {"actor": self.actor, "critic": self.critic}
@@ -294,36 +325,7 @@ class PQL:
         self.prior_mask = prior.repeat(self.num_policies).unsqueeze(-1).to(self.device)
         return ladder.repeat(self.num_policies).unsqueeze(-1).to(self.device)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.mixed_precision)
 
-    @torch.no_grad()
-    def _targets(self, batch: ReplayBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return targets, (m, batch) or (m, batch, num_atoms), and the values bootstrapped from, (m, batch)."""
-        actions = self.actor.squash(self.actor(batch.next_obs["policy"])[0])
-        if self.cfg.target_noise > 0.0:
-            noise = torch.randn(actions.shape, generator=self.generator, device=self.device)
-            bound = self.cfg.target_noise_clip
-            actions = (actions + (noise * self.cfg.target_noise).clamp(-bound, bound)).clamp(-1.0, 1.0)
-        raw, value = self._worse_critic(batch.next_obs[self.cfg.critic_group], actions)
-        if self.prior is not None and self.cfg.prior_bootstrap:
-            actions = self.prior.squash(self.prior(batch.next_obs["policy"])[0])
-            other_raw, other = self._worse_critic(batch.next_obs[self.cfg.critic_group], actions)
-            better = other > value
-            raw = torch.where(better.unsqueeze(-1), other_raw, raw)
-            value = torch.where(better, other, value)
-        rewards = batch.rewards * self.cfg.reward_scale
-        if self.target_critic.cfg.kind == "categorical":
-            support = self.target_critic.support
-            return categorical_projection(raw.softmax(-1), rewards, batch.discounts, support), value
-        target = rewards + batch.discounts * value
-        bounds = self.cfg.target_bounds
-        return target if bounds is None else target.clamp(*(b * self.cfg.reward_scale for b in bounds)), value
-
-    def _worse_critic(self, obs: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return output (m, batch, num_outputs) and value (m, batch) of the target critic of the smaller value."""
-        raw = self.target_critic(obs, actions).float()
-        value, which = self.target_critic.expectation(raw).min(1)
-        outputs = raw.view(*raw.shape[:3], -1)
-        index = which[:, None, :, None].expand(-1, 1, -1, outputs.shape[-1])
-        return outputs.gather(1, index).squeeze(1), value
+def _means(names: tuple[str, ...], metrics: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the means of metrics of several updates by name; nothing where there was none."""
+    return dict(zip(names, torch.stack(metrics).mean(0).unbind(), strict=True)) if metrics else {}

@@ -6,16 +6,22 @@ import math
 import sys
 from dataclasses import dataclass, field
 
-from myriad_lab.errors import ConfigurationError
+from myriad_lab.errors import ConfigurationError, nearest
 from myriad_lab.networks.population import PopulationActorCfg
 from myriad_lab.networks.q_ensemble import QEnsembleCfg
 
+REPLAY_DTYPES = ("float32", "bfloat16")
+"""Types in which the replay memory may keep observations and actions."""
 _TINY, _HUGE = math.ulp(0.0), sys.float_info.max
 _RANGES = (
     (("gamma", "own_fraction"), (0.0, 1.0), "a number in [0, 1]"),
     (("tau",), (_TINY, 1.0), "a number in (0, 1]"),
     (("prior_fraction",), (0.0, math.nextafter(1.0, 0.0)), "a number in [0, 1)"),
-    (("actor_lr", "critic_lr", "reward_scale", "value_updates_per_step"), (_TINY, _HUGE), "a positive, finite number"),
+    (
+        ("actor_lr", "critic_lr", "reward_scale", "return_bound", "value_updates_per_step"),
+        (_TINY, _HUGE),
+        "a positive, finite number",
+    ),
     (("max_grad_norm",), (_TINY, math.inf), "a positive number; inf for no bound"),
     (
         ("weight_decay", "target_noise", "target_noise_clip", "prior_weight", "sigma_min", "sigma_max"),
@@ -56,6 +62,10 @@ class PQLCfg:
     """Gradient norm of the actor, and of the critics of each head, is clipped to this."""
     reward_scale: float = 1.0
     """Rewards are multiplied by this before the critics see them."""
+    normalize_returns: bool = False
+    """Whether rewards are divided by the spread of the returns seen so far as well, see ``ReturnScale``."""
+    return_bound: float = 5.0
+    """Largest return that is left by that; the support of categorical critics should reach as far."""
     value_updates_per_step: float = 1.0
     """Critic updates per env step of all envs (collect : value = 1 : this)."""
     policy_delay: int = 2
@@ -88,8 +98,12 @@ class PQLCfg:
     """Transitions kept, over all envs and heads."""
     critic_group: str = "policy"
     """Observation group read by the critics."""
-    mixed_precision: bool = False
-    """Whether forward passes of the updates run in bfloat16."""
+    replay_dtype: str = "float32"
+    """Type of the observations and actions kept: ``float32``, or ``bfloat16`` in half the memory."""
+    mixed_precision: bool | None = None
+    """Whether forward passes of the updates run in bfloat16; ``None`` where the device has units for it."""
+    compile: bool | None = None
+    """Whether the losses are compiled (a minute, once); ``None`` on a GPU alone."""
     actor: PopulationActorCfg = field(
         default_factory=lambda: PopulationActorCfg(trunk=[256, 128], adapter_dim=128, obs_normalization=True)
     )
@@ -107,6 +121,10 @@ class PQLCfg:
         if not self.sigma_min <= self.sigma_max:
             raise ConfigurationError(
                 f"sigma_max={self.sigma_max} of PQL; expected at least sigma_min={self.sigma_min}."
+            )
+        if self.replay_dtype not in REPLAY_DTYPES:
+            raise ConfigurationError(
+                f"replay_dtype={self.replay_dtype!r} of PQL is unknown. {nearest(self.replay_dtype, REPLAY_DTYPES)}"
             )
         self.actor.validate()
         self.critic.validate()

@@ -11,13 +11,16 @@ from myriad_lab.errors import ConfigurationError
 
 
 def adamw(module: torch.nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """Return the optimiser of a network."""
-    return torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+    """Return the optimiser of a network; on a GPU its step can be part of a CUDA graph."""
+    parameters = list(module.parameters())
+    on_gpu = parameters[0].is_cuda
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True, capturable=on_gpu)
 
 
 def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Restore the moments; the settings stay."""
-    settings = [{name: group[name] for name in ("lr", "weight_decay")} for group in optimizer.param_groups]
+    names = ("lr", "weight_decay", "fused", "capturable")
+    settings = [{name: group[name] for name in names} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, setting in zip(optimizer.param_groups, settings, strict=True):
         group.update(setting)
@@ -45,7 +48,7 @@ def weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 def clip_per_head(parameters: list[torch.nn.Parameter], num_policies: int, max_norm: float) -> None:
     """Clip the gradient norm of each head's own rows of the stacked parameters: heads stay independent."""
     gradients = [p.grad.view(num_policies, -1) for p in parameters if p.grad is not None]
-    norms = torch.stack([g.square().sum(1) for g in gradients]).sum(0).sqrt()
+    norms = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g, dim=1) for g in gradients]), dim=0)
     scale = (max_norm / (norms + 1e-6)).clamp_max(1.0).unsqueeze(1)
     torch._foreach_mul_(gradients, [scale] * len(gradients))
 

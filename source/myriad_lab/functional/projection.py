@@ -10,9 +10,9 @@ def categorical_projection(
 ) -> torch.Tensor:
     """Project the distribution of ``reward + discount * Z`` onto ``support``; mass is preserved.
 
-    Each shifted atom, clamped to the support, gives its mass to its two neighbours in proportion to their nearness:
-    ``max(0, 1 - |z_i - (r + g z_j)| / dz)``, written as such. There is no scatter, so the sum is deterministic on every
-    device, and atoms that fall exactly on a neighbour need no special case.
+    Each shifted atom, clamped to the support, gives its mass to its two neighbours in proportion to their nearness. An
+    atom that falls exactly on another one gives all to it and nothing to the next: no special case. The sums are
+    scattered along one axis, for which PyTorch has a deterministic form on every device.
 
     Args:
         probabilities: Mass of the atoms of Z, (..., num_atoms), rows summing to 1.
@@ -23,9 +23,15 @@ def categorical_projection(
     Returns:
         Mass on ``support``, (..., num_atoms).
     """
-    spacing = (support[-1] - support[0]) / (len(support) - 1)
+    num_atoms = len(support)
+    spacing = (support[-1] - support[0]) / (num_atoms - 1)
     shifted = rewards.unsqueeze(-1) + discounts.unsqueeze(-1) * support
     position = (shifted.clamp(support[0], support[-1]) - support[0]) / spacing
-    index = torch.arange(len(support), device=support.device, dtype=support.dtype)
-    nearness = (1.0 - (position.unsqueeze(-2) - index.unsqueeze(-1)).abs()).clamp_min(0.0)
-    return (nearness * probabilities.unsqueeze(-2)).sum(-1)
+    # the last atom counts as the upper neighbour of the one before it; rounding may put it a little further
+    lower = position.floor().clamp(0, num_atoms - 2).nan_to_num(0.0)  # a NaN stays in its row
+    upper_mass = (position - lower).clamp_max(1.0) * probabilities
+    first = torch.arange(0, probabilities.numel(), num_atoms, device=support.device).view(*rewards.shape, 1)
+    index = (lower.to(torch.int64) + first).flatten()
+    mass = torch.zeros_like(probabilities, memory_format=torch.contiguous_format).flatten()
+    mass = mass.scatter_add(0, index, (probabilities - upper_mass).flatten())
+    return mass.scatter_add(0, index + 1, upper_mass.flatten()).view_as(probabilities)

@@ -29,6 +29,9 @@ class QEnsembleCfg:
     """Activation: relu, tanh, elu, silu or gelu."""
     layer_norm: bool = True
     """Whether each hidden layer is normalised before its activation; keeps values of unseen actions bounded."""
+    weight_norm: bool = False
+    """Whether the weights of each unit of the hidden layers are brought back to length 1 after every update; the
+    normalisation after them makes the output the same, and the step size stays what it is (arXiv 2407.01800)."""
     kind: str = "scalar"
     """``scalar`` or ``categorical``."""
     num_atoms: int = 51
@@ -48,6 +51,10 @@ class QEnsembleCfg:
             raise ConfigurationError(
                 f"A categorical critic needs num_atoms >= 2 and v_min < v_max, got num_atoms={self.num_atoms}, "
                 f"v_min={self.v_min}, v_max={self.v_max}."
+            )
+        if self.weight_norm and not self.layer_norm:
+            raise ConfigurationError(
+                "weight_norm=true of the critic needs layer_norm=true: without it the length of the weights matters."
             )
         if not self.hidden or min(self.hidden) < 1:
             raise ConfigurationError(f"hidden={self.hidden} of the critic needs at least one width >= 1.")
@@ -88,6 +95,7 @@ class QEnsemble(nn.Module):
                 self.scales.append(torch.ones(2 * num_policies, 1, fan_out))
         support = torch.linspace(cfg.v_min, cfg.v_max, cfg.num_atoms) if categorical else torch.zeros(1)
         self.register_buffer("support", support, persistent=False)
+        self.project_weights()
 
     def forward(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """Return the raw outputs of both critics of every head.
@@ -119,6 +127,13 @@ class QEnsemble(nn.Module):
     def expectation(self, raw: torch.Tensor) -> torch.Tensor:
         """Turn raw outputs into expected values, (num_policies, 2, batch)."""
         return raw if self.cfg.kind == "scalar" else (raw.softmax(-1) * self.support).sum(-1)
+
+    @torch.no_grad()
+    def project_weights(self) -> None:
+        """Bring the incoming weights of every hidden unit to length 1, if the configuration says so."""
+        if self.cfg.weight_norm:
+            for weight in list(self.weights)[:-1]:
+                weight.div_(torch.linalg.vector_norm(weight, dim=1, keepdim=True).clamp_min(1e-8))
 
     @torch.no_grad()
     def update_normalizer(self, obs: torch.Tensor) -> None:

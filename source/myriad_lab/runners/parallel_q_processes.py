@@ -175,11 +175,11 @@ def run_value_learner(link: WorkerLink, payload: bytes, wiring: Wiring, device: 
             wiring.policy_room.take(link.poll)
         wiring.actor_weights.fetch(_weights(learner.actor))
         wiring.statistics.fetch(_statistics(learner))
-        metrics = learner.value_update(learner.sample())
+        metrics = learner.learn_critics()
         if earned:
             wiring.critic_weights.publish(_weights(learner.critic), (learner.counts.value_updates,))
         wiring.updates[_VALUE] = learner.counts.value_updates
-        _tell(wiring.metrics[_VALUE], metrics, VALUE_METRICS, learner.counts.value_updates)
+        _tell(wiring.metrics[_VALUE], metrics, learner.counts.value_updates)
         wiring.policy.grant(earned)
         wiring.collect.grant(learner.counts.paid_steps(before + 1) - learner.counts.paid_steps(before))
 
@@ -195,10 +195,10 @@ def run_policy_learner(link: WorkerLink, payload: bytes, wiring: Wiring, device:
         wiring.policy.take(link.poll)
         wiring.critic_weights.fetch(_weights(learner.critic))
         wiring.statistics.fetch(_statistics(learner))
-        metrics = learner.policy_update(learner.sample())
+        metrics = learner.learn_policies()
         wiring.actor_weights.publish(_weights(learner.actor), (learner.counts.policy_updates,))
         wiring.updates[_POLICY] = learner.counts.policy_updates
-        _tell(wiring.metrics[_POLICY], metrics, POLICY_METRICS, learner.counts.policy_updates)
+        _tell(wiring.metrics[_POLICY], metrics, learner.counts.policy_updates)
         wiring.policy_room.grant()
 
 
@@ -207,18 +207,19 @@ def _weights(module: nn.Module) -> list[torch.Tensor]:
 
 
 def _statistics(algorithm: PQL) -> list[torch.Tensor]:
-    """Return the normalisers' buffers; the target critics share the statistics of the critics."""
+    """Return what the collector alone gathers: the normalisers' buffers and the scale of the rewards."""
     modules = (algorithm.actor.normalizer, algorithm.critic.normalizer, algorithm.target_critic.normalizer)
-    return [buffer for module in modules for buffer in module.buffers()] + [torch.zeros(1)]
+    factor = torch.ones(()) if algorithm.return_scale is None else algorithm.return_scale.factor
+    return [buffer for module in modules for buffer in module.buffers()] + [factor]
 
 
 def _report(names: tuple[str, ...]) -> torch.Tensor:
     return torch.zeros(len(names) + 1).share_memory_()
 
 
-def _tell(shared: torch.Tensor, metrics: dict[str, torch.Tensor], names: tuple[str, ...], count: int) -> None:
+def _tell(shared: torch.Tensor, metrics: torch.Tensor, count: int) -> None:
     if count % _REPORT_EVERY == 1:  # reading a loss waits for the device: seldom
-        shared[:-1] = torch.stack([metrics[name] for name in names])
+        shared[:-1] = metrics
         shared[-1] = 1.0
 
 

@@ -40,10 +40,6 @@ class ReplayBatch:
     policy_ids: torch.Tensor
     """Head that collected each row, int64 (num_policies, batch)."""
 
-    def split(self, parts: int) -> list[ReplayBatch]:
-        """Return ``parts`` batches of equal size; rows are independent draws, so any split is a fair one."""
-        return [self.map(lambda x, i=i: x.unflatten(1, (parts, -1))[:, i]) for i in range(parts)]
-
     def map(self, function: Any, *others: ReplayBatch) -> ReplayBatch:
         """Apply ``function`` to every tensor, zipped with the tensors of ``others``."""
         out = {}
@@ -105,16 +101,21 @@ class ReplayBuffer:
         default_rows = max(2 * num_envs, math.ceil(capacity_steps * num_envs / 16))
         self.final_capacity = max(num_envs, default_rows if final_capacity is None else final_capacity)
         self.final_rows = self.final_capacity + guard_slots * num_envs
-        logger.info("Replay memory of %d x %d steps: %.1f MiB", capacity_steps, num_envs, self.num_bytes / 2**20)
+        told = (capacity_steps, num_envs, self.num_bytes / 2**20, self.bytes_per_transition)
+        logger.info("Replay memory of %d x %d steps: %.1f MiB, %.0f B per transition", *told)
         self._allocate()
 
     @property
     def num_bytes(self) -> int:
         """Size of the memory [B], known before it is allocated."""
         item = torch.empty((), dtype=self.dtype).element_size()
-        width = sum(self.obs_sizes.values())
-        row = item * (width + self.num_actions) + 4 + 4 + 1
-        return self.num_slots * (self.num_envs * row + 1) + (self.final_rows + 1) * width * item
+        row = item * (sum(self.obs_sizes.values()) + self.num_actions)
+        return self.num_slots * (self.num_envs * (row + 4 + 4 + 1) + 1) + (self.final_rows + 1) * row
+
+    @property
+    def bytes_per_transition(self) -> float:
+        """Size of the memory over the transitions it keeps [B], side table and guard slots included."""
+        return self.num_bytes / (self.capacity_steps * self.num_envs)
 
     @property
     def num_steps(self) -> int:
@@ -265,12 +266,13 @@ class ReplayBuffer:
         def poison(*size: int) -> torch.Tensor:
             return torch.full(size, math.nan, dtype=self.dtype, device=self.device)
 
-        # ring and side table are parts of one tensor: the observation after a window is one gather, wherever it lies
-        rows = self.num_slots * self.num_envs
-        self._rows = {group: poison(rows + self.final_rows + 1, width) for group, width in self.obs_sizes.items()}
-        self._obs = {group: memory[:rows].view(*shape, -1) for group, memory in self._rows.items()}
-        self._final_obs = {group: memory[rows:] for group, memory in self._rows.items()}
-        self._actions = poison(*shape, self.num_actions)
+        # ring and side table are parts of one tensor: the observation after a window is one gather, wherever it lies,
+        # and so are all groups of the one before it and its action
+        ring, widths = self.num_slots * self.num_envs, [*self.obs_sizes.values(), self.num_actions]
+        self._rows = poison(ring + self.final_rows + 1, sum(widths))
+        *groups, self._actions = self._rows[:ring].view(*shape, -1).split(widths, -1)
+        self._obs = dict(zip(self.obs_sizes, groups, strict=True))
+        self._final_obs = dict(zip(self.obs_sizes, self._rows[ring:].split(widths, -1), strict=False))
         self._rewards = torch.full(shape, math.nan, device=self.device)
         self._flags = torch.zeros(shape, dtype=torch.uint8, device=self.device)
         self._tickets = torch.full(shape, -1, dtype=torch.int32, device=self.device)
@@ -327,11 +329,14 @@ class ReplayBuffer:
         table_rows = self.num_slots * self.num_envs + tickets % self.final_rows
         next_rows = (start + steps) % self.num_slots * self.num_envs + env_ids
         next_rows = torch.where(from_table, table_rows, next_rows)
+        widths = list(self.obs_sizes.values())
+        *obs, actions = _pick(self._rows, rows[..., 0]).float().split([*widths, self.num_actions], -1)
+        next_obs = _pick(self._rows[:, : sum(widths)], next_rows).float().split(widths, -1)
         return ReplayBatch(
-            obs={group: _pick(memory, rows[..., 0]).float() for group, memory in self._rows.items()},
-            actions=_pick(self._actions.flatten(0, 1), rows[..., 0]).float(),
+            obs=dict(zip(self.obs_sizes, obs, strict=True)),
+            actions=actions,
             rewards=rewards,
-            next_obs={group: _pick(memory, next_rows).float() for group, memory in self._rows.items()},
+            next_obs=dict(zip(self.obs_sizes, next_obs, strict=True)),
             discounts=torch.where(terminated, 0.0, _pick(powers, steps)),
             steps=steps,
             weights=((steps > 0) & ~(time_out & ~alive)).float(),

@@ -1,0 +1,60 @@
+"""Rewards divided by the spread of the returns they add up to, so that one support fits every task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+
+class ReturnScale:
+    """Running statistics of the discounted return of every env, and the factor for rewards that follows from them.
+
+    The factor is ``1 / max(std(G), max|G| / bound)`` with ``G <- r + gamma G``, zero at the start of an episode
+    (FlashSAC, arXiv 2604.04539): scaled returns have a spread of at most one and stay within ``bound``.
+
+    Args:
+        num_envs: Envs observed per step.
+        gamma: Discount per control step.
+        bound: Largest scaled return.
+        device: Where the statistics live.
+    """
+
+    def __init__(self, num_envs: int, gamma: float, bound: float, device: torch.device | str = "cpu") -> None:
+        self._gamma, self._bound = gamma, bound
+        self._returns = torch.zeros(num_envs, device=device)
+        # count, mean, sum of squared distances from the mean, in double precision: they grow for the whole run
+        self._moments = torch.zeros(3, dtype=torch.float64, device=device)
+        self._largest = torch.zeros((), device=device)
+        self.factor = torch.ones((), device=device)
+        """What rewards are multiplied by, a scalar that stays where it is; 1 until a return differs from zero."""
+
+    def update(self, rewards: torch.Tensor, dones: torch.Tensor, valid: torch.Tensor) -> None:
+        """Take the rewards of one step of all envs, (num_envs,); steps that are not valid end what came before them."""
+        returns = torch.where(valid, rewards + self._gamma * self._returns, 0.0)
+        counted = valid.sum()
+        added = counted.to(torch.float64)
+        mean = (returns.sum() / counted.clamp_min(1)).to(torch.float64)
+        squares = torch.where(valid, returns - mean, 0.0).square().sum()  # of this step alone
+        count, old_mean, old_squares = self._moments.clone().unbind()
+        total = (count + added).clamp_min(1.0)
+        delta = mean - old_mean
+        squares = old_squares + squares + delta.square() * count * added / total
+        self._moments.copy_(torch.stack((count + added, old_mean + delta * added / total, squares)))
+        self._largest.copy_(torch.maximum(self._largest, returns.abs().amax()))
+        self._returns.copy_(torch.where(dones | ~valid, 0.0, returns))
+        spread = torch.maximum((squares / total).sqrt().to(self._largest), self._largest / self._bound)
+        self.factor.copy_(torch.where(spread > 0.0, 1.0 / spread, 1.0))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the statistics and the returns under way."""
+        return {name: tensor.clone() for name, tensor in self._tensors().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        for name, tensor in self._tensors().items():
+            tensor.copy_(state[name])
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {"returns": self._returns, "moments": self._moments, "largest": self._largest, "factor": self.factor}
