@@ -7,10 +7,12 @@ import math
 import pytest
 import torch
 
+from myriad_lab.envs.mujoco.model import build_model
 from myriad_lab.envs.robot import RobotCfg
 from myriad_lab.envs.robot_state import RobotState
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.tasks.locomotion.ant import AntCfg, make_ant
+from myriad_lab.tasks.locomotion.base import GROUND
 from myriad_lab.tasks.locomotion.robots.robots import ANT, QUADRUPED
 from myriad_lab.tasks.locomotion.velocity import VelocityCfg, VelocityTask
 from myriad_lab.tasks.maze.ant_maze import AntMazeCfg, AntMazeTask
@@ -182,6 +184,19 @@ def test_commands_are_redrawn_on_time_and_within_bounds():
 def test_bad_commands_are_refused():
     with pytest.raises(ConfigurationError, match="low <= high"):
         make_env("Myriad-Velocity-Quadruped", num_envs=1, overrides={"command_low": [2.0, 0.0, 0.0]})
+
+
+def test_actions_may_reach_the_limits_of_the_joints_that_the_model_has():
+    robot = VelocityTask(VelocityCfg()).robot
+    model = build_model(robot, GROUND)
+    ranges = [tuple(model.joint(name).range.tolist()) for name in robot.joint_names]
+    assert ranges == list(robot.joint_limits)
+    wide = VelocityTask(VelocityCfg(joint_limit_actions=True)).robot.action
+    for name, scale, offset, (low, high) in zip(wide.names, wide.scale, wide.offset, ranges, strict=True):
+        reached = (offset - scale, offset + scale)
+        assert reached[0] == pytest.approx(low) or reached[1] == pytest.approx(high), name
+        assert reached[0] <= low + 1e-9
+        assert reached[1] >= high - 1e-9
 
 
 def test_the_critic_of_the_quadruped_is_privileged():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -226,6 +228,29 @@ def test_features_of_the_task_itself_stay_unless_others_are_named():
 def test_features_that_are_not_there(feature, says):
     with pytest.raises(ConfigurationError, match=says):
         wrap(FakeIsaacEnv([2]), features=[feature])
+
+
+class JointPositionAction:
+    """As much of Isaac Lab's class as is read: three joints of five, a scale for all, an offset for each."""
+
+    def __init__(self):
+        self.action_dim, self._joint_names, self._joint_ids = 2, ["hip", "knee"], [3, 1]
+        self._scale, self._offset = 0.5, torch.tensor([[0.1, -1.0]])
+        limits = torch.tensor([[[-9.0, 9.0], [-2.0, 0.5], [-9.0, 9.0], [-0.3, 0.7], [-9.0, 9.0]]])
+        self._asset = SimpleNamespace(data=SimpleNamespace(soft_joint_pos_limits=SimpleNamespace(torch=limits)))
+
+
+def test_actions_may_reach_the_limits_of_the_joints():
+    inner = FakeIsaacEnv([2])
+    inner.action_manager.get_term = lambda _: JointPositionAction()
+    env = wrap(inner, joint_limit_actions=True)
+    assert env.spec.action.names == ("hip", "knee")
+    assert env.spec.action.scale == pytest.approx((0.6, 1.5))
+    env.step(torch.ones(env.num_envs, 2))
+    assert inner.actions is not None
+    assert inner.actions[0].tolist() == pytest.approx([1.2, 3.0])
+    with pytest.raises(ConfigurationError, match="needs joint position actions, and arm is none"):
+        wrap(FakeIsaacEnv([2]), joint_limit_actions=True)
 
 
 def test_actions_are_clamped_scaled_and_checked():

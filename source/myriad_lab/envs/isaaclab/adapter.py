@@ -13,7 +13,7 @@ from tensordict import TensorDict
 from myriad_lab.envs.contract import VecEnv
 from myriad_lab.envs.isaaclab.cfg import IsaacLabCfg
 from myriad_lab.envs.isaaclab.features import Features, default_features
-from myriad_lab.envs.isaaclab.spec import make_spec, num_actions, task_of
+from myriad_lab.envs.isaaclab.spec import action_bounds, make_spec, num_actions, task_of
 from myriad_lab.envs.robot_state import RobotState
 from myriad_lab.envs.task_env import check_actions
 from myriad_lab.errors import ConfigurationError
@@ -58,7 +58,8 @@ class IsaacLabEnv(VecEnv):
         self.max_episode_length = int(self.inner.max_episode_length)
         self.num_actions = num_actions(self.inner)
         self.provides_final_obs = bool(self.inner.cfg.compute_final_obs)
-        self._action_bound = cfg.action_bound
+        bounds = action_bounds(self.inner, cfg)
+        self._action_bound = torch.tensor(bounds, device=self.device)
         self._has_history = _has_history(self.inner)
         env.reset()
         features: Features | None = None
@@ -68,7 +69,7 @@ class IsaacLabEnv(VecEnv):
             _add_features(self.inner, features)
             env.reset()
         self._check_groups(self.inner.obs_buf)
-        self.spec = make_spec(self.inner, task_id, features, cfg.action_bound)
+        self.spec = make_spec(self.inner, task_id, features, bounds)
         self._groups = tuple(self._rows(self.inner.obs_buf))
         self._obs = self._pack(self._rows(self.inner.obs_buf))
         if not self._finite(self._obs).all():

@@ -26,6 +26,9 @@ class IsaacLabCfg:
     action_bound: float = 1.0
     """Action of the task that our action of 1 means. Above 1 for tasks whose useful actions are larger, as velocity
     tasks with a small joint scale."""
+    joint_limit_actions: bool = False
+    """Whether our actions of -1 and 1 lead to the farther limit of each joint, for tasks with joint position actions;
+    in place of ``action_bound``."""
     viz: str | None = None
     """Viewers, separated by commas: newton_gl, viser, rerun, kit; passed to Isaac Lab as ``--viz``."""
     play_mode: bool = False
@@ -40,6 +43,10 @@ class IsaacLabCfg:
                 raise ConfigurationError(f"--viz {self.viz}: unknown viewer {viewer!r}. {nearest(viewer, VIEWERS)}")
         if not 0.0 < self.action_bound < float("inf"):
             raise ConfigurationError(f"isaaclab.action_bound={self.action_bound}; expected a positive number")
+        if self.joint_limit_actions and self.action_bound != 1.0:
+            raise ConfigurationError(
+                f"isaaclab.action_bound={self.action_bound} and isaaclab.joint_limit_actions=true; choose one of them"
+            )
         if self.features == []:
             raise ConfigurationError("isaaclab.features is empty; name at least one, e.g. [root_xy]")
         for text in self.features or ():

@@ -50,6 +50,8 @@ class IsaacLabMultiAgentEnv:
         """The env of Isaac Lab."""
         self.task_id = task_id
         self._cleanup = cleanup or ExitStack()
+        if cfg.joint_limit_actions:
+            raise ConfigurationError(f"isaaclab.joint_limit_actions=true: {task_id} has many agents; leave it out")
         self._action_bound = cfg.action_bound
         self.agents: tuple[str, ...] = tuple(self.inner.cfg.possible_agents)
         """Names, in the order of the agent axis."""

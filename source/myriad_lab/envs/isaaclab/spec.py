@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from myriad_lab.envs.contract import ActionSpec, EnvSpec, TermSpec
+from myriad_lab.envs.isaaclab.cfg import IsaacLabCfg
 from myriad_lab.envs.isaaclab.features import Features
+from myriad_lab.envs.robot import farther_limit
 from myriad_lab.envs.task_env import robot_dict
 from myriad_lab.errors import ConfigurationError
 
@@ -15,14 +18,14 @@ _KINDS = {"position": ("position", "rad"), "effort": ("torque", "N m"), "velocit
 """Part of the name of a joint action class -> kind and unit."""
 
 
-def make_spec(env: Any, task_id: str, features: Features | None, action_bound: float) -> EnvSpec:
+def make_spec(env: Any, task_id: str, features: Features | None, bounds: Sequence[float]) -> EnvSpec:
     """Describe the inner env.
 
     Args:
         env: ``DirectRLEnv`` or ``ManagerBasedRLEnv``.
         task_id: Registered id.
         features: The features chosen, ``None`` where they are the task's own.
-        action_bound: Action of the env that our action of 1 means.
+        bounds: Action of the env that our action of 1 means, one per action.
 
     Returns:
         The specification of a task of ours is the task's own, whatever the simulator, but for features chosen.
@@ -41,7 +44,7 @@ def make_spec(env: Any, task_id: str, features: Features | None, action_bound: f
     groups.setdefault("critic", groups["policy"])
     return EnvSpec(
         observations={**groups, **chosen},
-        action=_action_spec(env, action_bound),
+        action=_action_spec(env, bounds),
         robot=_robot(env),
         # Isaac Lab's quaternions are x, y, z, w, and the observations of its tasks are left as they are.
         quat_order="xyzw",
@@ -77,7 +80,7 @@ def _term(name: str, shape: tuple[int, ...], cfg: Any) -> TermSpec:
     return TermSpec(name, shape, scale=scale, description=text)
 
 
-def _action_spec(env: Any, bound: float) -> ActionSpec:
+def _action_spec(env: Any, bounds: Sequence[float]) -> ActionSpec:
     """Return what the actions mean: joints with scale and offset where the task has named action terms of that kind."""
     manager = getattr(env, "action_manager", None)
     size = num_actions(env)
@@ -86,7 +89,7 @@ def _action_spec(env: Any, bound: float) -> ActionSpec:
         # As many actions as joints: they drive the joints, in an order that differs from engine to engine.
         joints = () if robot is None else tuple(robot.joint_names)
         names = joints if len(joints) == size else tuple(f"action_{i}" for i in range(size))
-        return ActionSpec(names, "task", "1", (bound,) * size, (0.0,) * size)
+        return ActionSpec(names, "task", "1", tuple(bounds), (0.0,) * size)
     names, kinds, scales, offsets = [], set(), [], []
     for name in manager.active_terms:
         term = manager.get_term(name)
@@ -102,9 +105,33 @@ def _action_spec(env: Any, bound: float) -> ActionSpec:
         names += joints
         scales += _row(term._scale, term.action_dim)
         offsets += _row(term._offset, term.action_dim)
-    scales = [bound * scale for scale in scales]
+    scales = [bound * scale for bound, scale in zip(bounds, scales, strict=True)]
     kind, unit = kinds.pop() if len(kinds) == 1 else ("task", "1")
     return ActionSpec(tuple(names), kind, unit, tuple(scales), tuple(offsets))
+
+
+def action_bounds(env: Any, cfg: IsaacLabCfg) -> list[float]:
+    """Return the action of the env that our action of 1 means, one per action.
+
+    Raises:
+        ConfigurationError: Actions should reach the limits of joints, and some are no joint positions.
+    """
+    if not cfg.joint_limit_actions:
+        return [cfg.action_bound] * num_actions(env)
+    manager = getattr(env, "action_manager", None)
+    terms: dict[str, Any] = {"the action of a direct task": None}
+    if manager is not None:
+        terms = {name: manager.get_term(name) for name in manager.active_terms}
+    bounds = []
+    for name, term in terms.items():
+        if type(term).__name__ != "JointPositionAction":
+            raise ConfigurationError(
+                f"isaaclab.joint_limit_actions=true needs joint position actions, and {name} is none; leave it out"
+            )
+        limits = term._asset.data.soft_joint_pos_limits.torch[0, term._joint_ids].tolist()
+        rows = zip(limits, _row(term._scale, len(limits)), _row(term._offset, len(limits)), strict=True)
+        bounds += [farther_limit(low, high, offset) / scale for (low, high), scale, offset in rows]
+    return bounds
 
 
 def num_actions(env: Any) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from myriad_lab.envs.contract import TermSpec
-from myriad_lab.envs.robot import RobotCfg
+from myriad_lab.envs.robot import RobotCfg, reach_joint_limits
 from myriad_lab.envs.robot_state import RobotState
 from myriad_lab.envs.rotations import rotation_matrix
 from myriad_lab.errors import ConfigurationError
@@ -31,6 +31,8 @@ class VelocityCfg(LocomotionCfg):
     """Half-width of the uniform noise on the start joint velocities [rad/s]."""
     yaw_noise: float = 3.14159
     """Half-width of the uniform noise on the start heading [rad]."""
+    joint_limit_actions: bool = False
+    """Whether actions of -1 and 1 reach the farther limit of each joint, instead of the scale of the robot."""
     command_low: list[float] = field(default_factory=lambda: [-0.8, -0.4, -1.0])
     """Lowest forward velocity [m/s], leftward velocity [m/s] and yaw rate [rad/s] commanded."""
     command_high: list[float] = field(default_factory=lambda: [1.2, 0.4, 1.0])
@@ -86,7 +88,7 @@ class VelocityTask(LocomotionTask):
     cfg: VelocityCfg
 
     def __init__(self, cfg: VelocityCfg, robot: RobotCfg = QUADRUPED) -> None:
-        super().__init__(cfg, robot)
+        super().__init__(cfg, reach_joint_limits(robot) if cfg.joint_limit_actions else robot)
 
     def observation_terms(self) -> dict[str, tuple[TermSpec, ...]]:
         """Return the terms; the critic also sees base velocity and contact forces."""

@@ -68,6 +68,7 @@ QUADRUPED = RobotCfg(
     ),
     joint_names=_QUADRUPED_JOINTS,
     default_joint_pos=_QUADRUPED_POSE,
+    joint_limits=((-0.8, 0.8), (-1.0, 2.8), (-2.6, -0.7)) * 4,
     stiffness=(60.0,) * 12,
     damping=(1.5,) * 12,
     start_height=0.33,
