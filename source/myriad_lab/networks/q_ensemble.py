@@ -107,18 +107,26 @@ class QEnsemble(nn.Module):
         Returns:
             Values (num_policies, 2, batch), or logits (num_policies, 2, batch, num_atoms).
         """
-        hidden = torch.cat([self.normalizer(obs), actions], dim=-1).repeat_interleave(2, dim=0)
-        last = len(self.weights) - 1
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if layer == last:
-                hidden = torch.baddbmm(bias, hidden, weight)
-            elif self.cfg.layer_norm:
-                normal = layer_norm(torch.bmm(hidden, weight), (weight.shape[-1],))
+        product = self._first_product(self.normalizer(obs), actions)
+        for layer, weight in enumerate(list(self.weights)[1:]):
+            bias = self.biases[layer]
+            if self.cfg.layer_norm:
+                normal = layer_norm(product, product.shape[-1:])
                 hidden = self.activation(torch.addcmul(bias, normal, self.scales[layer]))
             else:
-                hidden = self.activation(torch.baddbmm(bias, hidden, weight))
-        out = hidden.unflatten(0, (self.num_policies, 2))
+                hidden = self.activation(product + bias)
+            product = torch.bmm(hidden, weight)
+        out = (product + self.biases[-1]).unflatten(0, (self.num_policies, 2))
         return out if self.cfg.kind == "categorical" else out.squeeze(-1)
+
+    def _first_product(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Return observations and actions times the first weights, (2 * num_policies, batch, hidden)."""
+        weight = self.weights[0]
+        if not actions.requires_grad:
+            return torch.bmm(torch.cat([obs, actions], dim=-1).repeat_interleave(2, dim=0), weight)
+        # a policy update asks for the slope along the actions alone: most of the first layer has no backward pass
+        of_obs = torch.bmm(obs.repeat_interleave(2, dim=0), weight[:, : self.num_obs])
+        return torch.baddbmm(of_obs, actions.repeat_interleave(2, dim=0), weight[:, self.num_obs :])
 
     def values(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """Return the expected values of both critics of every head, (num_policies, 2, batch)."""
