@@ -152,11 +152,13 @@ def _plan_ours_in_isaaclab(entry: Any, layers: Sequence[Values], isaaclab: Seque
             f"isaaclab.features={plan.isaaclab.features}: {entry.id} has features of its own, by which coverage and "
             "maps go too; leave it out"
         )
-    if plan.isaaclab.action_bound != 1.0:
-        raise ConfigurationError(
-            f"isaaclab.action_bound={plan.isaaclab.action_bound}: the robot of {entry.id} says what its actions mean; "
-            "leave it out"
-        )
+    from myriad_lab.envs.isaaclab.cfg import IsaacLabCfg
+
+    for key in ("action_bound", "joint_limit_actions"):
+        if (value := getattr(plan.isaaclab, key)) != getattr(IsaacLabCfg, key):
+            raise ConfigurationError(
+                f"isaaclab.{key}={value}: the robot of {entry.id} says what its actions mean; leave it out"
+            )
     _resolve(plan)
     return plan
 
