@@ -80,15 +80,16 @@ def test_benchmark_prints_and_writes_its_lines(tmp_path: Path, capsys: pytest.Ca
     path = tmp_path / "lines.json"
     assert main(["benchmark", "replay", "--quick", "--json", str(path)]) == 0
     told = capsys.readouterr().out
-    assert "reference [ms]" in told
+    assert "floor [ms]" in told
     assert f"written: {path}" in told
     stored = json.loads(path.read_text())
     assert stored["quick"] is True
-    assert stored["hardware"]["cpu"]
-    assert list(stored["lines"]) == ["replay"]
-    for line in stored["lines"]["replay"]:
-        assert line["measured_s"] > 0
-        assert line["ratio"] > 0
+    assert stored["machine"]["cpu"]
+    assert stored["machine"]["mujoco"]
+    assert {result["benchmark"] for result in stored["results"]} == {"replay"}
+    for line in stored["results"][0]["lines"]:
+        assert line["p95_s"] >= line["measured_s"] > 0
+        assert line["floor_s"] > 0
         assert line["name"] in told
 
 

@@ -1,65 +1,170 @@
-"""``myriad benchmark``: run benchmarks and print each line beside its floor or its bare library."""
+"""``myriad benchmark``: measure the hot paths, each beside its floor and its peer, and go on where a record ended."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
-from dataclasses import asdict
+import importlib
+import importlib.util
+import time
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from myriad_lab.cli.arguments import refuse_overrides
+from myriad_lab.cli.arguments import positive_float, refuse_overrides
+from myriad_lab.errors import ConfigurationError
 
-BENCHMARKS = ("env", "knn", "population", "learner", "replay", "isaaclab")
+if TYPE_CHECKING:
+    from myriad_lab.cli.benchmarks.line import BenchmarkLine, Case
+    from myriad_lab.cli.benchmarks.record import Record
+
+BENCHMARKS = ("env", "knn", "population", "learner", "replay", "overlap", "isaaclab")
 """Each is a module of ``myriad_lab.cli.benchmarks``."""
 ELSEWHERE = ("isaaclab",)
 """Those that ``all`` leaves out: they need an environment of their own."""
+TABLE = "table"
+"""Measures nothing: prints the tables of records, writes them into a page, draws their plots."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``myriad benchmark``."""
-    parser.add_argument("name", nargs="?", default="all", choices=(*BENCHMARKS, "all"), help="which one (default: all)")
+    names = (*BENCHMARKS, "all", TABLE)
+    parser.add_argument("name", nargs="?", default="all", choices=names, help="which one, or the table of a record")
     parser.add_argument("--device", default="cpu", help="device of the tensors, e.g. cuda:0 (default: cpu)")
     parser.add_argument("--quick", action="store_true", help="small sizes and few repetitions, to see that it works")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the lines and the hardware there as well")
+    parser.add_argument(
+        "--json", type=Path, nargs="+", metavar="FILE", help="record there; what it holds already is not measured again"
+    )
+    parser.add_argument("--minutes", type=positive_float, help="start nothing new after so long; call again to go on")
+    parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw the plots of all that was recorded")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="with table: the Markdown page to write them into")
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
-    """Run the benchmarks and print one table for each.
+    """Run benchmarks and print a table for each, or print the tables of records; 1 if a case failed.
 
     Raises:
-        ConfigurationError: If the device is not there or the file cannot be written.
+        ConfigurationError: If the device is not there, flags do not fit each other, a file cannot be written, or the
+            record is of another machine.
+        CheckpointError: If a record is damaged.
     """
-    import importlib
-
+    from myriad_lab.cli.benchmarks.record import Record
     from myriad_lab.cli.checkpoints import check_out_file
-    from myriad_lab.cli.list_tasks import format_table
-    from myriad_lab.cli.machine import hardware
+    from myriad_lab.cli.machine import hardware, versions
     from myriad_lab.tasks.registry import check_device
 
     refuse_overrides("benchmark", overrides)
-    check_device(args.device)
-    if args.json:
-        check_out_file(args.json)
-    machine = hardware()
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    _check_flags(args)
+    if args.name == TABLE:
+        return _table(args)
+    found = check_device(args.device)
+    device = "cpu" if found.type == "cpu" else f"cuda:{found.index or 0}"
+    path = args.json[0] if args.json else None
+    if path:
+        check_out_file(path)
+    machine = hardware() | versions()
+    record = Record(machine, device, args.quick, path)
+    print(", ".join(f"{key} {value}" for key, value in machine.items()), flush=True)
     names = [name for name in BENCHMARKS if name not in ELSEWHERE] if args.name == "all" else [args.name]
-    results: dict[str, Any] = {}
-    for name in names:
-        lines = importlib.import_module(f"myriad_lab.cli.benchmarks.{name}").run(args.device, args.quick)
-        results[name] = [{**asdict(line), "ratio": line.ratio} for line in lines]
-        print(f"\n{name}")
-        print(format_table(COLUMNS, [_row(line) for line in lines]), flush=True)
-    if args.json:
-        args.json.write_text(json.dumps({"hardware": machine, "quick": args.quick, "lines": results}, indent=1) + "\n")
-        print(f"\nwritten: {args.json}")
+    modules = {name: importlib.import_module(f"myriad_lab.cli.benchmarks.{name}") for name in names}
+    todo = {name: module.cases(device, args.quick) for name, module in modules.items()}
+    failed = _measure(todo, record, device, args.minutes)
+    if path:
+        print(f"\nwritten: {path}")
+    if args.plot:
+        _plot(record.content(), args.plot)
+    if failed:
+        print(f"failed, and to be tried again by the next call: {'; '.join(failed)}")
+    return 1 if failed else 0
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    from myriad_lab.portfolio.atomic import check_writable
+
+    if args.plot:
+        check_writable(args.plot)
+        if importlib.util.find_spec("matplotlib") is None:
+            raise ConfigurationError("--plot needs matplotlib: pip install 'myriad-lab[viz]', or leave --plot out")
+    if args.name == TABLE:
+        if not args.json:
+            raise ConfigurationError(
+                "table needs --json FILE [FILE]: the records, one of a CPU and one of a GPU at most"
+            )
+        return
+    if args.json and len(args.json) > 1:
+        raise ConfigurationError(f"--json {' '.join(map(str, args.json))}: one file can be recorded to, not several")
+    if args.page:
+        raise ConfigurationError("--page belongs to: benchmark table --json FILE --page PAGE")
+    if args.minutes and not args.json:
+        raise ConfigurationError("--minutes without --json FILE leaves nothing to go on with: name a file")
+
+
+def _measure(todo: dict[str, list[Case]], record: Record, device: str, minutes: float | None) -> list[str]:
+    """Run the cases that are not recorded yet, print a table per benchmark, and return the names of those that failed.
+
+    One that fails does not stop the others, whose machine may be at hand for minutes only.
+    """
+    from myriad_lab.cli.benchmarks.tables import text_table
+
+    start, failed = time.monotonic(), []
+    left = 0
+    for name, cases in todo.items():
+        lines: list[BenchmarkLine] = []
+        for position, case in enumerate(cases):
+            known = record.lines(name, case.name)
+            if known is None and minutes and time.monotonic() - start > 60.0 * minutes:
+                left += 1
+                continue
+            if known is None:
+                print(f"{name} {position + 1} of {len(cases)}: {case.name}", flush=True)
+                known = _run_case(name, case, record, device, failed)
+            lines += known
+        if lines:
+            print(f"\n{name}\n{text_table(lines)}", flush=True)
+    if left:
+        print(f"\n{minutes:g} minutes are over, {left} cases are left; the same command goes on with them")
+    return failed
+
+
+def _run_case(name: str, case: Case, record: Record, device: str, failed: list[str]) -> list[BenchmarkLine]:
+    from myriad_lab.cli.benchmarks.memory import free_bytes
+
+    free = free_bytes(device)
+    if free is not None and case.needs_bytes > 0.9 * free:
+        print(f"  left out: it needs {case.needs_bytes / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free")
+        return []
+    try:
+        lines = case.run()
+    except ConfigurationError:
+        raise
+    except Exception:
+        traceback.print_exc()
+        failed.append(f"{name}, {case.name}")
+        return []
+    record.add(name, case.name, lines)
+    return lines
+
+
+def _table(args: argparse.Namespace) -> int:
+    from myriad_lab.cli.benchmarks.record import read_record
+    from myriad_lab.cli.benchmarks.tables import fill_page, machine_line, markdown_tables
+
+    contents = [read_record(path) for path in args.json]
+    tables = markdown_tables(contents)
+    tables["machines"] = "\n".join(f"- {content['device']}: {machine_line(content)}" for content in contents)
+    if args.page:
+        fill_page(args.page, tables)
+        print(f"written: {args.page}")
+    else:
+        print("\n\n".join(f"## {name}\n\n{table}" for name, table in tables.items()))
+    if args.plot:
+        for content in contents:
+            _plot(content, args.plot)
     return 0
 
 
-COLUMNS = ("what", "size", "median [ms]", "p95 [ms]", "reference [ms]", "ratio", "reference is", "note")
+def _plot(content: Mapping[str, Any], folder: Path) -> None:
+    from myriad_lab.cli.benchmarks.plots import plot
 
-
-def _row(line: Any) -> list[Any]:
-    times = [float(f"{1000 * seconds:.4g}") for seconds in (line.measured_s, line.p95_s, line.reference_s)]
-    return [line.name, line.size, *times, round(line.ratio, 2), line.peer, line.note]
+    for path in plot(content, folder):
+        print(f"written: {path}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -96,6 +97,7 @@ class ParallelLearners:
             metrics=(_report(VALUE_METRICS), _report(POLICY_METRICS)),
         )
         self._acting_version = counts.policy_updates
+        self._waited, self._since = 0.0, time.perf_counter()
         self.workers = WorkerGroup(context)
         payload = _pack(algorithm)
         for name, target, device in (
@@ -111,7 +113,9 @@ class ParallelLearners:
             WorkerDied: If a learner is dead.
         """
         self.workers.check()
+        started = time.perf_counter()
         self._wiring.collect.take(self.workers.check)
+        self._waited += time.perf_counter() - started
         tags = self._wiring.actor_weights.fetch(_weights(self.algorithm.actor))
         self._acting_version = self._acting_version if tags is None else tags[0]
 
@@ -125,11 +129,18 @@ class ParallelLearners:
         self._granted = earned
 
     def metrics(self) -> dict[str, float]:
-        """Return the learners' newest losses, their counts and the age of the acting policy."""
+        """Return the learners' newest losses, the age of the acting policy, and the collector's share of waiting.
+
+        ``Perf/collector_wait`` is the share of the time since the last call in which the collector had no right to a
+        step: near 0 the learners are hidden behind the collection, near 1 they are what it waits for.
+        """
         out: dict[str, float] = {}
         for names, told in zip((VALUE_METRICS, POLICY_METRICS), self._wiring.metrics, strict=True):
             *values, there = told.tolist()
             out |= dict(zip(names, values, strict=True)) if there else {}
+        now = time.perf_counter()
+        out["Perf/collector_wait"] = self._waited / (now - self._since)
+        self._waited, self._since = 0.0, now
         return {**out, "Perf/policy_lag": float(self._wiring.updates[_POLICY] - self._acting_version)}
 
     def updates(self) -> tuple[int, int]:

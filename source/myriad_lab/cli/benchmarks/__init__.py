@@ -1,1 +1,1 @@
-"""Benchmarks: one file each, with ``run(device, quick) -> list[BenchmarkLine]``."""
+"""Benchmarks: one file each, with ``cases(device, quick) -> list[Case]``; the other files are what they share."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
-from myriad_lab.cli.benchmarks.line import BenchmarkLine
+from myriad_lab.cli.benchmarks.line import BenchmarkLine, Case, summary, wait
 from myriad_lab.envs.isaaclab.cfg import IsaacLabCfg
 from myriad_lab.envs.isaaclab.launch import (
     isaaclab_version,
@@ -26,8 +26,8 @@ _WARMUP = 20
 """Steps before the clock counts: robots have landed, kernels are compiled."""
 
 
-def run(device: str, quick: bool) -> list[BenchmarkLine]:
-    """Time steps of the adapter and of the bare env.
+def cases(device: str, quick: bool) -> list[Case]:
+    """Return a case for each engine: steps of the adapter and of the bare env.
 
     Both are made several times in turns, since Isaac Lab allows one env at a time, from the same seed, with the same
     random actions and episodes out of phase.
@@ -41,25 +41,27 @@ def run(device: str, quick: bool) -> list[BenchmarkLine]:
     """
     isaaclab_version()
     num_envs, steps, rounds = (32, 10, 1) if quick else (512, 60, 4)
-    return [time_engine(physics, num_envs, steps, rounds, device) for physics in ENGINES]
+    return [Case(physics, partial(time_engine, physics, num_envs, steps, rounds, device)) for physics in ENGINES]
 
 
-def time_engine(physics: str, num_envs: int, steps: int, rounds: int, device: str) -> BenchmarkLine:
+def time_engine(physics: str, num_envs: int, steps: int, rounds: int, device: str) -> list[BenchmarkLine]:
     """Return the line of one engine; ``rounds`` times ``steps`` steps of each are timed."""
     times: dict[bool, list[float]] = {True: [], False: []}
     for turn in range(rounds):
         for bare in (True, False) if turn % 2 else (False, True):
             times[bare] += _time_steps(physics, num_envs, steps, device, bare)
-    ours, theirs = float(np.median(times[False])), float(np.median(times[True]))
-    return BenchmarkLine(
-        name=f"env step, {TASK}, {physics}",
-        size=f"{num_envs} envs",
-        measured_s=ours,
-        p95_s=float(np.quantile(times[False], 0.95)),
-        reference_s=theirs,
+    ours, theirs = summary(times[False]), summary(times[True]).median_s
+    line = BenchmarkLine(
+        f"env step, {TASK} {physics}",
+        f"{num_envs} envs",
+        *ours,
+        peer_s=theirs,
         peer="bare Isaac Lab env",
-        note=f"{num_envs / ours:,.0f} env-steps/s, bare {num_envs / theirs:,.0f}; target {TARGET}",
+        x=num_envs,
+        x_name="envs",
+        note=f"{num_envs / ours.median_s:,.0f} env-steps/s, bare {num_envs / theirs:,.0f}; target {TARGET}",
     )
+    return [line]
 
 
 def _time_steps(physics: str, num_envs: int, steps: int, device: str, bare: bool) -> list[float]:
@@ -83,8 +85,7 @@ def _time_steps(physics: str, num_envs: int, steps: int, device: str, bare: bool
         actions = (2.0 * torch.rand(num_envs, 8, generator=generator) - 1.0).to(device)
         start = time.perf_counter()
         env.step(actions)
-        if torch.device(device).type == "cuda":
-            torch.cuda.synchronize(device)
+        wait(device)
         times.append(time.perf_counter() - start)
     env.close()
     if cleanup is not None:

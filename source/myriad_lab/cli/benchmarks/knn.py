@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import time
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from myriad_lab.cli.benchmarks.line import BenchmarkLine, measure
+from myriad_lab.cli.benchmarks.line import BenchmarkLine, Case, measure
 from myriad_lab.functional.entropy import particle_rewards
 from myriad_lab.functional.knn import knn
 
@@ -22,8 +23,8 @@ MAX_PAIRS = 2**28
 a part of the points are queries, for everybody alike."""
 
 
-def run(device: str, quick: bool) -> list[BenchmarkLine]:
-    """Return two lines for each size (floor, fastest bare library), and lines for the rewards of a rollout.
+def cases(device: str, quick: bool) -> list[Case]:
+    """Return a case for each size and dimension, beside the floor and the fastest bare library, and the rewards.
 
     Args:
         device: Device of the particles.
@@ -31,13 +32,13 @@ def run(device: str, quick: bool) -> list[BenchmarkLine]:
     """
     sizes = (4096,) if quick else (4096, 16_384, 65_536)
     dims = (2, 8) if quick else (2, 3, 8, 32)
-    flops, looks = _peak_flops(device), _peak_looks(device)
-    lines = []
-    for num_points in sizes:
-        for dim in dims:
-            lines += _size(num_points, dim, device, flops, looks)
-    lines += _rewards(4096 if quick else 16_384, device)
-    return lines
+    rates = functools.cache(lambda: (_peak_flops(device), _peak_looks(device)))
+    found = [
+        Case(f"{num_points} points, d={dim}", lambda n=num_points, d=dim: _size(n, d, device, *rates()))
+        for num_points in sizes
+        for dim in dims
+    ]
+    return [*found, Case("rewards of a rollout", lambda: _rewards(4096 if quick else 16_384, device))]
 
 
 def walks(num_points: int, dim: int, device: str) -> torch.Tensor:
@@ -61,9 +62,11 @@ def _size(num_points: int, dim: int, device: str, flops: float, looks: float) ->
     best = min(peers, key=lambda name: peers[name])
     others = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in peers.items())
     return [
-        BenchmarkLine("k-NN", size, median, tail, floor, "floor of the exhaustive search", f"k={K}, {rate}"),
-        BenchmarkLine("k-NN", size, median, tail, peers[best], f"bare {best}", others),
-    ]
+        BenchmarkLine(
+            f"k-NN, d={dim}", size, median, tail, floor, "exhaustive search", peers[best], f"bare {best}", None,
+            num_points, "points", f"k={K}, {rate}; {others}",
+        )
+    ]  # fmt: skip
 
 
 def _rewards(num_points: int, device: str) -> list[BenchmarkLine]:
@@ -82,7 +85,9 @@ def _rewards(num_points: int, device: str) -> list[BenchmarkLine]:
         )
         name = f"particle rewards, {kind}" + (", other trajectories" if exclude else "")
         note = "the search alone, own trajectory included" if exclude else "the search alone"
-        lines.append(BenchmarkLine(name, f"{num_points} points, d=2", median, tail, peers[best], f"bare {best}", note))
+        size, peer = f"{num_points} points, d=2", f"bare {best}"
+        line = BenchmarkLine(name, size, median, tail, None, "", peers[best], peer, None, num_points, "points", note)
+        lines.append(line)
     return lines
 
 

@@ -1,112 +1,178 @@
-"""Updates of PQL against their floor: FLOPs at the GEMM peak, or bytes at the copy rate, of the same run."""
+"""Updates of PQL against their floor, and against the same mathematics in plain torch."""
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import torch
+from tensordict import TensorDict
 
+from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.pql import PQL, PQLCfg
-from myriad_lab.cli.benchmarks.line import BenchmarkLine, measure
+from myriad_lab.cli.benchmarks.floors import FLOAT_BYTES, Updates
+from myriad_lab.cli.benchmarks.line import BenchmarkLine, Case, Timing, Work, in_turns
+from myriad_lab.cli.benchmarks.memory import PeakMemory
+from myriad_lab.cli.benchmarks.plain import PlainTD3
+from myriad_lab.cli.benchmarks.rates import Rates, Yardsticks, count_kernels
 from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
 from myriad_lab.networks.q_ensemble import QEnsembleCfg
+from myriad_lab.storage.replay import ReplayBatch
 
-_NUM_OBS, _NUM_ACTIONS = 88, 16
-_HIDDEN = [512, 256, 128]
+NETS = {"S": (512, 256, 128), "M": (1024, 512, 256)}
+"""Hidden widths of policy and critics."""
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Type of the forward passes; bf16 is ``mixed_precision``."""
+ROUND = (2, 1)
+"""Critic and policy updates per env step in the lines of whole rounds."""
+_NUM_OBS, _NUM_ACTIONS, _NUM_ENVS = 88, 16, 4096
 
 
-def run(device: str, quick: bool) -> list[BenchmarkLine]:
-    """Time one critic and one policy update, 88 observations and 16 actions, nets 512-256-128.
+def cases(device: str, quick: bool) -> list[Case]:
+    """Return a case for each network, precision and minibatch: critic update, policy update, and a whole round.
+
+    88 observations and 16 actions; networks 512-256-128 (S) and 1024-512-256 (M); one head, and populations whose
+    minibatches add up to 8192 rows.
 
     Args:
         device: Where to run.
-        quick: Small sizes, few repetitions.
+        quick: The small network at two small sizes, few repetitions.
     """
-    sizes = [(1, 256), (4, 64)] if quick else [(1, 2048), (1, 8192), (8, 1024), (32, 256)]
-    repetitions = 3 if quick else 15
-    rows = max(m * batch for m, batch in sizes)
-    peak, rate = gemm_peak(device, rows, repetitions), copy_rate(device, 2**22 if quick else 2**26, repetitions)
-    lines = []
-    for num_policies, batch in sizes:
-        learner = _learner(num_policies, batch, device)
+    sizes = [("S", 1, 256), ("S", 4, 64)]
+    if not quick:
+        sizes = [(net, 1, batch) for net in NETS for batch in (2048, 8192, 16_384, 32_768)]
+        sizes += [("S", 8, 1024), ("S", 32, 256)]
+    return [
+        Case(f"{net}, {precision}, {m} x {batch}", partial(time_updates, net, precision, m, batch, device, quick))
+        for net, m, batch in sizes
+        for precision in PRECISIONS
+    ]
+
+
+def time_updates(net: str, precision: str, m: int, batch: int, device: str, quick: bool) -> list[BenchmarkLine]:
+    """Return the lines of one case: ``m`` heads, ``batch`` rows each.
+
+    A round, an env step of 4096 envs observed and the updates that it earns, is timed at up to 8192 rows on a CPU.
+    """
+    rows, mixed = m * batch, precision == "bf16"
+    make = partial(make_learner, net, m, batch, device, mixed, 64 * m if quick else _NUM_ENVS)
+    with PeakMemory(device) as peak:
+        learner = make()
         sample = learner.sample()
-        critic_flops, policy_flops = update_flops(num_policies * batch)
-        pair = sum(p.numel() for p in learner.critic.parameters())
-        policy = sum(p.numel() for p in learner.actor.parameters())
-        width = 4 * sum(_HIDDEN) * num_policies * batch
-        row = 4 * (2 * _NUM_OBS + _NUM_ACTIONS + 4) * num_policies * batch
-        for name, work, flops, moved in (
-            ("critic update", learner.value_update, critic_flops, row + 4 * width + 40 * pair),
-            ("policy update", learner.policy_update, policy_flops, row + 2 * width + 28 * policy),
-        ):
-            median, p95 = measure(lambda work=work, sample=sample: work(sample), repetitions, 2, device)
-            floor, peer = max((flops / peak, "GEMM floor"), (moved / rate, "byte floor"))
-            note = f"{flops / 1e9:.2f} GFLOP, {flops / median / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s"
-            lines.append(BenchmarkLine(name, f"{num_policies} heads x {batch}", median, p95, floor, peer, note))
+        works: dict[str, Work] = {
+            "critic update": lambda: learner.value_update(sample),
+            "policy update": lambda: learner.policy_update(sample),
+        }
+        for work in works.values():
+            work()
+    if rows <= 8192 or torch.device(device).type == "cuda":
+        # of a learner that owes no updates because others were done already
+        works["round"] = partial(_round, make(), random_step(learner.num_envs, device))
+    yardsticks = Yardsticks(device, PRECISIONS[precision])
+    peers = _peers(net, sample, device, mixed)
+    timings = in_turns(works | peers | yardsticks.works, device, quick)
+    rates = yardsticks.read(timings)
+    floors = _floors(net, rows, learner, 2 if mixed else 4)
+    lines = []
+    for name, work in works.items():
+        (flops, moved), peer = floors[name], timings.get(f"plain {name}")
+        note = _note(flops, timings[name], rates, count_kernels(work, device))
+        lines.append(
+            BenchmarkLine(
+                f"{name}, {net} {precision}" + (f" x{m}" if m > 1 else ""),
+                f"{m} x {batch} rows" if m > 1 else f"{batch} rows",
+                *timings[name],
+                *rates.floor(flops, moved),
+                None if peer is None else peer.median_s,
+                "" if peer is None else "plain torch",
+                peak.num_bytes,
+                rows,
+                "rows of the minibatch, all heads",
+                note,
+            )
+        )
     return lines
 
 
-def update_flops(rows: int) -> tuple[int, int]:
-    """Return the FLOPs of a critic and of a policy update on ``rows`` rows, twin critics and policy of equal widths.
-
-    Critic: policy and two target heads forward, two online heads forward and backward without the gradient of their
-    input. Policy: forward and backward of the policy, and of both critics towards the action alone.
-    """
-    first = _HIDDEN[0]
-    policy = _layer_flops([_NUM_OBS, *_HIDDEN, _NUM_ACTIONS])
-    critic = _layer_flops([_NUM_OBS + _NUM_ACTIONS, *_HIDDEN, 1])
-    critic_update = policy + 4 * critic + 2 * (2 * critic - 2 * (_NUM_OBS + _NUM_ACTIONS) * first)
-    policy_update = 3 * policy - 2 * _NUM_OBS * first + 2 * critic + 2 * (critic - 2 * _NUM_OBS * first)
-    return rows * critic_update, rows * policy_update
-
-
-def gemm_peak(device: str, rows: int, repetitions: int) -> float:
-    """Return the rate of one float32 matmul of about the shape of the largest layer [FLOP/s]."""
-    a, b = torch.randn(rows, 512, device=device), torch.randn(512, 512, device=device)
-    median, _ = measure(lambda: torch.mm(a, b), repetitions, 2, device)
-    return 2 * rows * 512 * 512 / median
-
-
-def copy_rate(device: str, num_bytes: int, repetitions: int) -> float:
-    """Return the rate of a copy that leaves the caches, read and write together [B/s]."""
-    source = torch.zeros(num_bytes // 4, device=device)
-    target = torch.zeros_like(source)
-    median, _ = measure(lambda: target.copy_(source), repetitions, 2, device)
-    return 2 * num_bytes / median
-
-
-def _layer_flops(sizes: list[int]) -> int:
-    return 2 * sum(a * b for a, b in itertools.pairwise(sizes))
-
-
-def _learner(num_policies: int, batch: int, device: str) -> PQL:
-    critic = QEnsembleCfg(hidden=_HIDDEN, layer_norm=False, activation="relu", obs_normalization=False)
-    num_envs = 16 * num_policies
-    cfg = PQLCfg(batch_size=batch, replay_capacity=64 * num_envs, critic=critic)
-    shape = PopulationActorCfg(trunk=_HIDDEN[:2], adapter_dim=_HIDDEN[2])
-    actor = PopulationActor(_NUM_OBS, _NUM_ACTIONS, num_policies, shape)
+def make_learner(net: str, m: int, batch: int, device: str, mixed_precision: bool, num_envs: int) -> PQL:
+    """Return a learner of ``m`` heads with 32 random steps in its replay memory."""
+    hidden = list(NETS[net])
+    critic = QEnsembleCfg(hidden=hidden, layer_norm=False, activation="relu")
+    cfg = PQLCfg(
+        batch_size=batch,
+        replay_capacity=64 * num_envs,
+        warmup_steps=1,
+        value_updates_per_step=ROUND[0],
+        policy_delay=ROUND[0] // ROUND[1],
+        mixed_precision=mixed_precision,
+        critic=critic,
+    )
+    shape = PopulationActorCfg(trunk=hidden[:2], adapter_dim=hidden[2], obs_normalization=True)
+    actor = PopulationActor(_NUM_OBS, _NUM_ACTIONS, m, shape)
     learner = PQL(actor, cfg, num_envs, {"policy": _NUM_OBS}, device)
-    fill(learner, 32)
+    for _ in range(32):
+        learner.replay.write(**random_step(num_envs, device))
     return learner
 
 
-def fill(learner: PQL, steps: int) -> None:
-    """Write random steps into the replay memory of a learner; one episode in twenty ends at each step."""
-    for _ in range(steps):
-        learner.replay.write(**random_step(learner.num_envs, learner.device))
-
-
-def random_step(num_envs: int, device: torch.device | str, num_obs: int = _NUM_OBS) -> dict:
-    """Return the arguments of ``ReplayBuffer.write`` for one random step."""
+def random_step(
+    num_envs: int, device: torch.device | str, num_obs: int = _NUM_OBS, num_actions: int = _NUM_ACTIONS
+) -> dict[str, Any]:
+    """Return the arguments of ``ReplayBuffer.write`` for one random step; one episode in twenty ends."""
     draw = torch.rand(num_envs, device=device)
-    none = {"policy": torch.randn(num_envs, num_obs, device=device)}
+    obs = TensorDict({"policy": torch.randn(num_envs, num_obs, device=device)}, [num_envs])
     return {
-        "obs": none,
-        "actions": torch.rand(num_envs, _NUM_ACTIONS, device=device) * 2.0 - 1.0,
+        "obs": obs,
+        "actions": torch.rand(num_envs, num_actions, device=device) * 2.0 - 1.0,
         "rewards": draw,
         "terminated": draw < 0.025,
         "time_outs": draw > 0.975,
-        "next_obs": none,
-        "final_obs": none,
+        "next_obs": obs,
+        "final_obs": obs,
         "valid": torch.ones(num_envs, dtype=torch.bool, device=device),
     }
+
+
+def _round(learner: PQL, step: Mapping[str, Any]) -> None:
+    learner.observe(Step(**step))
+    learner.update()
+
+
+def _peers(net: str, batch: ReplayBatch, device: str, mixed_precision: bool) -> dict[str, Work]:
+    """Return the same updates in plain torch, one head after the other."""
+    obs, after = batch.obs["policy"], batch.next_obs["policy"]
+    heads = [PlainTD3(_NUM_OBS, _NUM_ACTIONS, NETS[net], device, mixed_precision) for _ in obs]
+
+    def critics() -> None:
+        for i, head in enumerate(heads):
+            head.value_update(obs[i], batch.actions[i], batch.rewards[i], after[i], batch.discounts[i])
+
+    def policies() -> None:
+        for i, head in enumerate(heads):
+            head.policy_update(obs[i])
+
+    return {"plain critic update": critics, "plain policy update": policies}
+
+
+def _floors(net: str, rows: int, learner: PQL, item: int) -> dict[str, tuple[float, float]]:
+    """Return arithmetic [FLOP] and bytes [B] of each work; ``item`` is the size of an activation [B]."""
+    updates = Updates(_NUM_OBS, _NUM_ACTIONS, NETS[net])
+    row = FLOAT_BYTES * (2 * _NUM_OBS + _NUM_ACTIONS + 3)  # rewards, discounts and weights
+    critics = sum(p.numel() for p in learner.critic.parameters())
+    policies = sum(p.numel() for p in learner.actor.parameters())
+    critic = updates.critic_flops(rows), updates.critic_bytes(rows, row, critics, item)
+    policy = updates.policy_flops(rows), updates.policy_bytes(rows, policies, item)
+    values, actors = ROUND
+    # a round also reads and writes each row while it gathers it, and writes the step
+    gathered = 2.0 * values * rows * row + 2.0 * learner.num_envs * FLOAT_BYTES * (_NUM_OBS + _NUM_ACTIONS + 1)
+    whole = tuple(values * c + actors * p for c, p in zip(critic, policy, strict=True))
+    return {"critic update": critic, "policy update": policy, "round": (whole[0], whole[1] + gathered)}
+
+
+def _note(flops: float, timing: Timing, rates: Rates, kernels: int) -> str:
+    note = f"{flops / 1e9:.1f} GFLOP at {flops / timing.median_s / 1e9:,.0f} of {rates.flops / 1e9:,.0f} GFLOP/s"
+    if not kernels:
+        return note
+    least = rates.launches(kernels)
+    return f"{note}; {kernels} kernels, launched in {1e6 * least:.0f} us at least ({least / timing.median_s:.0%})"

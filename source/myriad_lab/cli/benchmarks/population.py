@@ -2,48 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from myriad_lab.cli.benchmarks.line import BenchmarkLine, measure
+from myriad_lab.cli.benchmarks.floors import ADAMW_BYTES, FLOAT_BYTES
+from myriad_lab.cli.benchmarks.line import BenchmarkLine, Case, Work, in_turns
+from myriad_lab.cli.benchmarks.memory import PeakMemory
+from myriad_lab.cli.benchmarks.rates import Yardsticks
 from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
 
 NUM_OBS, NUM_ACTIONS = 48, 8
-FULL_ADAPTER_MAX = 1024
-"""Largest population measured with full adapters; larger ones would take gigabytes."""
+SIZES = (1, 8, 32, 128, 512, 1024, 4096)
+_FULL_HEAD_BYTES = 5 * FLOAT_BYTES * 256 * 257
+"""Of one head with a full adapter: weight, gradient, two moments, and room for one more."""
 
 
-def run(device: str, quick: bool) -> list[BenchmarkLine]:
-    """Return one line each for acting and for updating, for several sizes m at a fixed number of envs.
+def cases(device: str, quick: bool) -> list[Case]:
+    """Return a case for each size m of the population, at a fixed number of envs: act, and update.
 
-    The reference is the single policy (m = 1) of the same network, adapters included, on the same number of envs: its
-    arithmetic is the same, so the ratio tells what splitting the batch over m heads costs. The note gives the rate of
-    arithmetic and the share of a large matmul's rate, the floor of any implementation.
+    Adapters are full; low-rank ones are added for the largest populations.
+
+    Args:
+        device: Where to run.
+        quick: Small sizes, few repetitions.
     """
-    num_envs = 512 if quick else 4096
-    sizes = (1, 8, 64) if quick else (1, 8, 32, 128, 512, 1024, 4096)
-    repetitions = 3 if quick else 15
-    peak = _matmul_rate(device)
-    lines: list[BenchmarkLine] = []
-    for kind in ("act", "update"):
-        single: dict[str, float] = {}
-        for m in sizes:
-            adapter = "full" if m <= FULL_ADAPTER_MAX else "low_rank"
-            for size in sorted({1, m} if adapter not in single else {m}):
-                actor = PopulationActor(NUM_OBS, NUM_ACTIONS, size, PopulationActorCfg(adapter=adapter)).to(device)
-                work = _act(actor, num_envs, device) if kind == "act" else _update(actor, num_envs, device)
-                median, p95 = measure(work, repetitions, warmup=2, device=device)
-                single.setdefault(adapter, median)
-            rate = _flops(actor, num_envs) * (1 if kind == "act" else 3) / median
-            note = f"{rate / 1e9:.1f} GFLOP/s, {rate / peak:.0%} of a large matmul"
-            note += "" if adapter == "full" else f", {adapter} adapters"
-            what = f"m = {m}, {num_envs} envs"
-            lines.append(BenchmarkLine(f"population {kind}", what, median, p95, single[adapter], "single policy", note))
+    totals = [512] if quick else [4096]
+    if torch.device(device).type == "cuda" and not quick:
+        totals.append(65_536)
+    sizes = [("full", m) for m in ((1, 8, 64) if quick else SIZES)]
+    sizes += [] if quick else [("low_rank", m) for m in (1024, 4096)]
+    return [
+        Case(
+            f"m = {m}, {adapter}, {num_envs} envs",
+            partial(time_population, m, adapter, num_envs, device, quick),
+            m * _FULL_HEAD_BYTES if adapter == "full" else 0,
+        )
+        for num_envs in totals
+        for adapter, m in sizes
+    ]
+
+
+def time_population(m: int, adapter: str, num_envs: int, device: str, quick: bool) -> list[BenchmarkLine]:
+    """Return the lines of one case.
+
+    The peer is the single policy of the same network on the same number of envs: its arithmetic is the same, so it
+    tells what splitting the batch over ``m`` heads costs. The floor of acting is the arithmetic of a forward pass or
+    reading all parameters; of an update three times the arithmetic, less the gradient of the input, or reading and
+    writing what Adam does, and saving and loading activations.
+    """
+    with PeakMemory(device) as peak:
+        actor = _actor(m, adapter, device)
+        works = {"act": _act(actor, num_envs, device), "update": _update(actor, num_envs, device)}
+        for work in works.values():
+            work()
+    yardsticks = Yardsticks(device)
+    single = _actor(1, adapter, device)
+    peers = {"single act": _act(single, num_envs, device), "single update": _update(single, num_envs, device)}
+    timings = in_turns(works | peers | yardsticks.works, device, quick)
+    rates, lines = yardsticks.read(timings), []
+    for name, (flops, moved) in _floors(actor, num_envs).items():
+        median = timings[name].median_s
+        suffix = "" if adapter == "full" else ", low-rank adapters"
+        lines.append(
+            BenchmarkLine(
+                f"population {name}, {num_envs} envs{suffix}",
+                f"m = {m}",
+                *timings[name],
+                *rates.floor(flops, moved),
+                timings[f"single {name}"].median_s,
+                "single policy",
+                peak.num_bytes,
+                m,
+                "policies",
+                f"{flops / median / 1e9:,.0f} of {rates.flops / 1e9:,.0f} GFLOP/s",
+            )
+        )
     return lines
 
 
-def _act(actor: PopulationActor, num_envs: int, device: str) -> Callable[[], object]:
+def _actor(m: int, adapter: str, device: str) -> PopulationActor:
+    return PopulationActor(NUM_OBS, NUM_ACTIONS, m, PopulationActorCfg(adapter=adapter)).to(device)
+
+
+def _act(actor: PopulationActor, num_envs: int, device: str) -> Work:
     obs = torch.randn(num_envs, NUM_OBS, device=device)
 
     @torch.no_grad()
@@ -53,7 +95,7 @@ def _act(actor: PopulationActor, num_envs: int, device: str) -> Callable[[], obj
     return work
 
 
-def _update(actor: PopulationActor, num_envs: int, device: str) -> Callable[[], object]:
+def _update(actor: PopulationActor, num_envs: int, device: str) -> Work:
     """Return one policy-gradient step with Adam on one observation per env."""
     obs = torch.randn(actor.num_policies, num_envs // actor.num_policies, NUM_OBS, device=device)
     actions = torch.randn(*obs.shape[:2], NUM_ACTIONS, device=device)
@@ -69,16 +111,16 @@ def _update(actor: PopulationActor, num_envs: int, device: str) -> Callable[[], 
     return work
 
 
-def _flops(actor: PopulationActor, num_envs: int) -> float:
-    """Return the multiplications and additions of one forward pass, each row seeing one head."""
-    heads = actor.head_parameters()
+def _floors(actor: PopulationActor, num_envs: int) -> dict[str, tuple[float, float]]:
+    """Return arithmetic [FLOP] and bytes [B] of both works; each row sees one head."""
+    stacked = sum(p.numel() for p in actor.head_parameters())
     shared = sum(p.numel() for p in actor.shared_parameters() if p.dim() == 2)
-    return 2.0 * num_envs * (shared + sum(p.numel() for p in heads) / actor.num_policies)
-
-
-def _matmul_rate(device: str) -> float:
-    """Return the rate of one large square matmul [FLOP/s]."""
-    size = 1024
-    a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
-    median, _ = measure(lambda: a @ b, 5, warmup=2, device=device)
-    return 2.0 * size**3 / median
+    cfg = actor.cfg
+    forward = 2.0 * num_envs * (shared + stacked / actor.num_policies)
+    activations = 2 * FLOAT_BYTES * num_envs * (sum(cfg.trunk) + cfg.adapter_dim)
+    rows = FLOAT_BYTES * num_envs * (NUM_OBS + NUM_ACTIONS)
+    update = 3.0 * forward - 2.0 * num_envs * NUM_OBS * cfg.trunk[0]
+    return {
+        "act": (forward, FLOAT_BYTES * (shared + stacked) + rows),
+        "update": (update, ADAMW_BYTES * (shared + stacked) + activations + rows),
+    }

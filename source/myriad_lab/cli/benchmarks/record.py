@@ -1,0 +1,95 @@
+"""The file of a benchmark: what was measured, on which machine; grown case by case, so that it can be gone on with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from myriad_lab.cli.benchmarks.line import BenchmarkLine
+from myriad_lab.errors import ConfigurationError
+from myriad_lab.portfolio.atomic import read_json, write_json
+
+
+class Record:
+    """Lines of benchmarks, kept in memory and, where there is a path, in a JSON file.
+
+    Args:
+        machine: Hardware and versions, name -> value.
+        device: Device of the tensors.
+        quick: Whether sizes are small.
+        path: The file; what it holds already is taken over.
+
+    Raises:
+        ConfigurationError: If the file is of another machine, other versions, another device or other sizes.
+        CheckpointError: If the file is damaged.
+    """
+
+    def __init__(self, machine: Mapping[str, Any], device: str, quick: bool, path: Path | None = None) -> None:
+        self._head = {"machine": dict(machine), "device": device, "quick": quick}
+        self._results: list[dict[str, Any]] = []
+        self._path = path
+        if path is not None and path.exists():
+            known = read_record(path)
+            self._check(known, path)
+            self._results = known["results"]
+
+    def lines(self, benchmark: str, case: str) -> list[BenchmarkLine] | None:
+        """Return the lines of a case, ``None`` if it was not measured yet."""
+        for result in self._results:
+            if (result["benchmark"], result["case"]) == (benchmark, case):
+                return result["lines"]
+        return None
+
+    def add(self, benchmark: str, case: str, lines: list[BenchmarkLine]) -> None:
+        """Take over the lines of a case, with the time and the load of the machine, and write the file."""
+        self._results.append(
+            {
+                "benchmark": benchmark,
+                "case": case,
+                "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "load": round(os.getloadavg()[0], 2),
+                "lines": lines,
+            }
+        )
+        if self._path is not None:
+            plain = [{**result, "lines": [asdict(line) for line in result["lines"]]} for result in self._results]
+            write_json(self._path, {**self._head, "results": plain})
+
+    def content(self) -> dict[str, Any]:
+        """Return what ``read_record`` would: machine, device, quick, results."""
+        return {**self._head, "results": self._results}
+
+    def _check(self, known: Mapping[str, Any], path: Path) -> None:
+        theirs, ours = _flat(known), _flat(self._head)
+        other = [
+            f"{key} {theirs.get(key)!r} there, {ours.get(key)!r} here"
+            for key in sorted(theirs.keys() | ours.keys())
+            if theirs.get(key) != ours.get(key)
+        ]
+        if other:
+            raise ConfigurationError(
+                f"{path} was measured elsewhere or otherwise: {'; '.join(other)}. Times of both do not belong into one "
+                "file: name another one, or remove this."
+            )
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the content of a file of lines, with the lines as ``BenchmarkLine``.
+
+    Raises:
+        ConfigurationError: If there is no such file.
+        CheckpointError: If it is damaged.
+    """
+    if not path.is_file():
+        raise ConfigurationError(f"there is no {path}; make it with: python scripts/benchmark.py all --json {path}")
+    content = read_json(path)
+    results = [{**r, "lines": [BenchmarkLine(**line) for line in r["lines"]]} for r in content["results"]]
+    return {**content, "results": results}
+
+
+def _flat(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {**content.get("machine", {}), **{key: content.get(key) for key in ("device", "quick")}}

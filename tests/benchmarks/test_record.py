@@ -1,0 +1,149 @@
+"""The record of a benchmark: it grows case by case, and a second call goes on with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from myriad_lab.cli import benchmark as command
+from myriad_lab.cli.benchmarks.line import BenchmarkLine, Case
+from myriad_lab.cli.benchmarks.record import Record, read_record
+from myriad_lab.cli.main import main
+from myriad_lab.errors import ConfigurationError
+
+MACHINE = {"cpu": "a processor", "gpu": "none", "torch": "2.13.0"}
+LINE = BenchmarkLine("work, S", "8 rows", 2e-3, 3e-3, 1e-3, "bytes", 4e-3, "plain", 5_000_000, 8.0, "rows", "fine")
+
+
+def test_what_is_recorded_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "lines.json"
+    record = Record(MACHINE, "cpu", False, path)
+    assert record.lines("learner", "S") is None
+    record.add("learner", "S", [LINE])
+    again = Record(MACHINE, "cpu", False, path)
+    assert again.lines("learner", "S") == [LINE]
+    assert again.lines("replay", "S") is None
+    assert read_record(path) == again.content()
+    result = json.loads(path.read_text())["results"][0]
+    assert result["load"] >= 0
+    assert result["at"].endswith("+00:00")
+
+
+@pytest.mark.parametrize(
+    ("machine", "device", "quick", "message"),
+    [
+        ({**MACHINE, "torch": "2.14.0"}, "cpu", False, "torch '2.13.0' there, '2.14.0' here"),
+        ({**MACHINE, "numpy": "2"}, "cpu", False, "numpy None there, '2' here"),
+        (MACHINE, "cuda:0", False, "device 'cpu' there, 'cuda:0' here"),
+        (MACHINE, "cpu", True, "quick False there, True here"),
+    ],
+)
+def test_another_machine_is_refused(
+    machine: dict[str, str], device: str, quick: bool, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "lines.json"
+    Record(MACHINE, "cpu", False, path).add("learner", "S", [LINE])
+    before = path.read_text()
+    with pytest.raises(ConfigurationError, match="measured elsewhere") as refused:
+        Record(machine, device, quick, path)
+    assert message in str(refused.value)
+    assert path.read_text() == before
+
+
+class Benchmark:
+    """Stands in for the modules of all benchmarks: two cases, which note that they ran."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ran: list[str] = []
+        self.broken, self.needs = False, 0
+        monkeypatch.setattr(command, "BENCHMARKS", ("env", "knn"))
+        modules = SimpleNamespace(import_module=lambda name: SimpleNamespace(cases=self._cases(name)))
+        monkeypatch.setattr(command, "importlib", modules)
+
+    def _cases(self, module: str):
+        name = module.rpartition(".")[2]
+
+        def work(case: str) -> list[BenchmarkLine]:
+            if self.broken and case == "knn a":
+                raise RuntimeError("the kernel does not launch")
+            self.ran.append(case)
+            return [LINE]
+
+        def case(letter: str) -> Case:
+            return Case(letter, lambda: work(f"{name} {letter}"), self.needs)
+
+        return lambda device, quick: [case("a"), case("b")]
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Benchmark:
+    return Benchmark(monkeypatch)
+
+
+def test_a_second_call_measures_what_is_left(
+    benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "lines.json"
+    clock = iter([0.0, 1.0, 59.0, 61.0, 62.0])  # at the start, and before each case
+    monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert main(["benchmark", "all", "--minutes", "1", "--json", str(path)]) == 0
+    assert benchmark.ran == ["env a", "env b"]
+    assert "1 minutes are over, 2 cases are left" in capsys.readouterr().out
+
+
+def test_a_full_record_is_only_shown(benchmark: Benchmark, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "lines.json"
+    assert main(["benchmark", "knn", "--json", str(path)]) == 0
+    assert main(["benchmark", "all", "--json", str(path)]) == 0
+    assert benchmark.ran == ["knn a", "knn b", "env a", "env b"]
+    capsys.readouterr()
+    assert main(["benchmark", "all", "--json", str(path)]) == 0
+    assert len(benchmark.ran) == 4
+    assert capsys.readouterr().out.count("work, S") == 4
+
+
+def test_a_case_that_fails_does_not_stop_the_others(
+    benchmark: Benchmark, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "lines.json"
+    benchmark.broken = True
+    assert main(["benchmark", "all", "--json", str(path)]) == 1
+    assert benchmark.ran == ["env a", "env b", "knn b"]
+    told = capsys.readouterr()
+    assert "failed, and to be tried again by the next call: knn, a" in told.out
+    assert "the kernel does not launch" in told.err
+    benchmark.broken = False
+    assert main(["benchmark", "all", "--json", str(path)]) == 0
+    assert benchmark.ran[-1] == "knn a"
+
+
+def test_what_does_not_fit_is_left_out(
+    benchmark: Benchmark, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark.needs = 2**50
+    assert main(["benchmark", "knn", "--json", str(tmp_path / "lines.json")]) == 0
+    assert benchmark.ran == []
+    assert "left out: it needs 1048576.0 GiB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["knn", "--minutes", "3"], "--minutes without --json"),
+        (["knn", "--page", "x.md"], "--page belongs to"),
+        (["knn", "--json", "a", "b"], "one file can be recorded to"),
+        (["table"], "table needs --json"),
+        (["table", "--json", "nowhere.json"], "there is no nowhere.json"),
+        (["all", "--device", "cuda"], "device='cuda' is not there; this machine has cpu"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(
+    arguments: list[str], message: str, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["benchmark", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert benchmark.ran == []
