@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -69,6 +70,7 @@ def test_rates_are_read_from_times() -> None:
     assert count_kernels(lambda: None, "cpu") == 0
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells")
 def test_peak_sees_what_was_held_and_freed() -> None:
     size = 2**26
     with PeakMemory("cpu") as peak:
@@ -94,3 +96,34 @@ def test_peak_is_unknown_where_the_system_does_not_tell(monkeypatch: pytest.Monk
         pass
     assert peak.num_bytes is None
     assert free_bytes("cpu") is None
+
+
+def test_a_gpu_is_asked_for_its_tensors_and_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of CUDA, told by stand-ins: nothing here has run on a GPU."""
+    done: list[str] = []
+    for name, answer in (("memory_allocated", 100), ("max_memory_allocated", 175), ("mem_get_info", (7, 9))):
+        monkeypatch.setattr(torch.cuda, name, lambda device, answer=answer: answer)
+    for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda *device, name=name: done.append(name))
+    with PeakMemory("cuda:0") as peak:
+        pass
+    assert (peak.num_bytes, free_bytes("cuda:0")) == (75, 7)
+    assert done == ["synchronize", "reset_peak_memory_stats", "empty_cache"]
+
+    class Profile:
+        def __init__(self, activities: list) -> None:
+            assert activities == [torch.profiler.ProfilerActivity.CUDA]
+
+        def __enter__(self) -> Profile:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            done.append("profiled")
+
+        def events(self) -> list[SimpleNamespace]:
+            kinds = torch.autograd.DeviceType
+            return [SimpleNamespace(device_type=kind) for kind in (kinds.CUDA, kinds.CPU, kinds.CUDA)]
+
+    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    assert count_kernels(lambda: done.append("work"), "cuda:0") == 2
+    assert done[-3:] == ["work", "synchronize", "profiled"]

@@ -66,6 +66,16 @@ class Hook(Callback):
             self.action(runner)
 
 
+class Waits(Callback):
+    """Notes the collector's share of waiting in each iteration."""
+
+    def __init__(self, into: list[float]) -> None:
+        self.into = into
+
+    def on_iteration(self, runner: Any, metrics: dict[str, float]) -> None:
+        self.into.append(metrics["Perf/collector_wait"])
+
+
 @pytest.mark.parametrize("mode", ["interleaved", "parallel"])
 def test_both_modes_learn_the_identity(mode: str, tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "pql")
@@ -131,6 +141,21 @@ def test_ratios_are_held_by_counting(rate: float, delay: int) -> None:
         assert earned - slack * rate - 1 <= value <= earned
         assert value / delay - lead - 1 <= policy <= value / delay
     assert 0.0 <= runner.metrics["Perf/policy_lag"] <= 2 * lead + 2
+    assert 0.0 <= runner.metrics["Perf/collector_wait"] <= 1.0
+
+
+def test_the_log_tells_how_long_the_collector_waited() -> None:
+    """A collector that is held back for most of each step has waited for most of the time."""
+    waits = []
+
+    def slow_down(runner: Any) -> None:
+        tokens = runner.learners._wiring.collect
+        take = tokens.take
+        tokens.take = lambda check: (time.sleep(0.05), take(check))
+
+    runner = make(mode="parallel", callbacks=[Hook(1, slow_down), Waits(waits)])
+    runner.learn(2)
+    assert waits[1] > 0.5
 
 
 def test_policy_lag_is_that_of_the_policy_that_acts() -> None:

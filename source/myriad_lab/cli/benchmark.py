@@ -51,6 +51,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from myriad_lab.cli.benchmarks.record import Record
     from myriad_lab.cli.checkpoints import check_out_file
     from myriad_lab.cli.machine import hardware, versions
+    from myriad_lab.portfolio.run_folder import git_state
     from myriad_lab.tasks.registry import check_device
 
     refuse_overrides("benchmark", overrides)
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     if path:
         check_out_file(path)
     machine = hardware() | versions()
-    record = Record(machine, device, args.quick, path)
+    record = Record(machine, device, args.quick, path, git_state(Path(__file__).parent)[0])
     print(", ".join(f"{key} {value}" for key, value in machine.items()), flush=True)
     names = [name for name in BENCHMARKS if name not in ELSEWHERE] if args.name == "all" else [args.name]
     modules = {name: importlib.import_module(f"myriad_lab.cli.benchmarks.{name}") for name in names}
@@ -81,22 +82,19 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 def _check_flags(args: argparse.Namespace) -> None:
     from myriad_lab.portfolio.atomic import check_writable
 
-    if args.plot:
-        check_writable(args.plot)
-        if importlib.util.find_spec("matplotlib") is None:
-            raise ConfigurationError("--plot needs matplotlib: pip install 'myriad-lab[viz]', or leave --plot out")
-    if args.name == TABLE:
-        if not args.json:
-            raise ConfigurationError(
-                "table needs --json FILE [FILE]: the records, one of a CPU and one of a GPU at most"
-            )
-        return
-    if args.json and len(args.json) > 1:
+    table = args.name == TABLE
+    if table and not args.json:
+        raise ConfigurationError("table needs --json FILE [FILE]: the records, one of a CPU and one of a GPU at most")
+    if not table and args.json and len(args.json) > 1:
         raise ConfigurationError(f"--json {' '.join(map(str, args.json))}: one file can be recorded to, not several")
-    if args.page:
+    if not table and args.page:
         raise ConfigurationError("--page belongs to: benchmark table --json FILE --page PAGE")
     if args.minutes and not args.json:
         raise ConfigurationError("--minutes without --json FILE leaves nothing to go on with: name a file")
+    if args.plot:
+        if importlib.util.find_spec("matplotlib") is None:
+            raise ConfigurationError("--plot needs matplotlib: pip install 'myriad-lab[viz]', or leave --plot out")
+        check_writable(args.plot)
 
 
 def _measure(todo: dict[str, list[Case]], record: Record, device: str, minutes: float | None) -> list[str]:
@@ -106,8 +104,8 @@ def _measure(todo: dict[str, list[Case]], record: Record, device: str, minutes: 
     """
     from myriad_lab.cli.benchmarks.tables import text_table
 
-    start, failed = time.monotonic(), []
-    left = 0
+    start, left = time.monotonic(), 0
+    failed: list[str] = []
     for name, cases in todo.items():
         lines: list[BenchmarkLine] = []
         for position, case in enumerate(cases):
@@ -127,6 +125,7 @@ def _measure(todo: dict[str, list[Case]], record: Record, device: str, minutes: 
 
 
 def _run_case(name: str, case: Case, record: Record, device: str, failed: list[str]) -> list[BenchmarkLine]:
+    """Run and record a case; one that does not fit returns no lines, one that fails adds its name to ``failed``."""
     from myriad_lab.cli.benchmarks.memory import free_bytes
 
     free = free_bytes(device)

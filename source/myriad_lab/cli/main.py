@@ -19,7 +19,7 @@ COMMANDS = {
     "report": "turn a run folder into one self-contained HTML page",
     "export": "write ONNX, TorchScript and the contract of a policy, and verify them",
     "study": "run a grid of trainings at an equal budget, and tabulate the results",
-    "benchmark": "measure env, k-NN, population, learner and replay against a floor",
+    "benchmark": "measure the hot paths, each beside its floor and its peer, on this machine",
     "list_tasks": "list the registered tasks",
     "doctor": "say what works on this machine and what is missing",
 }

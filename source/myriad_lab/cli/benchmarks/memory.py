@@ -46,8 +46,13 @@ class PeakMemory:
 
 
 def free_bytes(device: str) -> int | None:
-    """Return the memory that is free on a device [B]; ``None`` where the system does not tell."""
+    """Return the memory that is free on a device [B], once torch gave back what it keeps for later.
+
+    ``None`` where the system does not tell.
+    """
     if torch.device(device).type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     return _field(_INFO, "MemAvailable")
 

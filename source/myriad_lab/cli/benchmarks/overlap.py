@@ -75,21 +75,19 @@ def time_overlap(setting: Setting, device: str, quick: bool) -> list[BenchmarkLi
     cores = share_cores(device)
     everything = tuple(sorted({*cores.collector, *cores.learners}))
     rounds, iterations, steps = (1, 1, 10) if quick else (2, 4, 25)
+    where = {"alone": cores.collector, "turns": everything, "parallel": cores.collector}
     with PeakMemory(device) as peak:
-        runners = {
-            "alone": _runner(setting, device, len(cores.collector), 1, steps),
-            "turns": _runner(setting, device, len(everything), 1, steps),
-            "parallel": _runner(setting, device, len(cores.collector), len(cores.learners), steps, mode="parallel"),
-        }
+        runners, watches = {}, {name: _Watch(cores) for name in where}
+        for name, own in where.items():
+            mode = "parallel" if name == "parallel" else "interleaved"
+            with pinned(own):  # the threads of the physics stay where they were born
+                runners[name] = _runner(setting, device, mode, len(own), len(cores.learners), steps, watches[name])
         runners["alone"].algorithm.counts.idle_steps = math.inf  # no env step earns an update
-        watches = {name: _Watch(cores) for name in runners}
-        for name, runner in runners.items():
-            runner.callbacks.callbacks.append(watches[name])
         learning = []
         for _ in range(rounds):
             for name, runner in runners.items():
-                with pinned(everything if name == "turns" else cores.collector):
-                    watches[name].skip_first()
+                watches[name].skip_first()
+                with pinned(where[name]):
                     runner.learn(1 + iterations)
             with pinned(cores.learners):
                 learning.append(_time_learners(runners["alone"], setting, device, quick))
@@ -150,7 +148,7 @@ class _Watch(Callback):
 
 
 def _runner(
-    setting: Setting, device: str, physics_threads: int, learner_cores: int, steps: int, **changes: Any
+    setting: Setting, device: str, mode: str, physics_threads: int, learner_cores: int, steps: int, watch: _Watch
 ) -> ParallelQRunner:
     env = make_env(setting.task, num_envs=setting.num_envs, device=device, num_threads=physics_threads)
     cfg = PQLCfg(
@@ -160,13 +158,13 @@ def _runner(
         warmup_steps=1,
     )
     loop = ParallelQRunnerCfg(
+        mode=mode,
         num_steps_per_iteration=steps,
         save_interval=0,
         nan_guard_interval=0,
         learner_threads=max(1, learner_cores // 2),
-        **changes,
     )
-    return ParallelQRunner(env, cfg, loop, device=device)
+    return ParallelQRunner(env, cfg, loop, device=device, callbacks=[watch])
 
 
 def _time_learners(runner: ParallelQRunner, setting: Setting, device: str, quick: bool) -> float:

@@ -22,16 +22,24 @@ class Record:
         device: Device of the tensors.
         quick: Whether sizes are small.
         path: The file; what it holds already is taken over.
+        commit: Of the code that measures, noted with each case.
 
     Raises:
         ConfigurationError: If the file is of another machine, other versions, another device or other sizes.
         CheckpointError: If the file is damaged.
     """
 
-    def __init__(self, machine: Mapping[str, Any], device: str, quick: bool, path: Path | None = None) -> None:
+    def __init__(
+        self,
+        machine: Mapping[str, Any],
+        device: str,
+        quick: bool,
+        path: Path | None = None,
+        commit: str | None = None,
+    ) -> None:
         self._head = {"machine": dict(machine), "device": device, "quick": quick}
         self._results: list[dict[str, Any]] = []
-        self._path = path
+        self._path, self._commit = path, commit
         if path is not None and path.exists():
             known = read_record(path)
             self._check(known, path)
@@ -45,12 +53,13 @@ class Record:
         return None
 
     def add(self, benchmark: str, case: str, lines: list[BenchmarkLine]) -> None:
-        """Take over the lines of a case, with the time and the load of the machine, and write the file."""
+        """Take over the lines of a case, with time, commit and load of the machine, and write the file."""
         self._results.append(
             {
                 "benchmark": benchmark,
                 "case": case,
                 "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "commit": self._commit,
                 "load": round(os.getloadavg()[0], 2),
                 "lines": lines,
             }
