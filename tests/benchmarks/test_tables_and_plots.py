@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from myriad_lab.cli.benchmarks import plots
 from myriad_lab.cli.benchmarks.line import BenchmarkLine
 from myriad_lab.cli.benchmarks.record import Record
-from myriad_lab.cli.benchmarks.tables import fill_page, markdown_tables, text_table
+from myriad_lab.cli.benchmarks.tables import fill_page, machine_line, markdown_tables, text_table
 from myriad_lab.cli.main import main
 from myriad_lab.errors import ConfigurationError
 
@@ -73,6 +73,10 @@ def test_markdown_of_two_devices() -> None:
         markdown_tables([record("cpu").content()] * 2)
 
 
+def test_an_empty_record_says_so() -> None:
+    assert machine_line(Record(MACHINE, "cpu", False).content()).endswith("torch 2.13.0; nothing measured")
+
+
 def test_a_page_is_filled_again_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page, path = tmp_path / "page.md", tmp_path / "cpu.json"
     places = "".join(f"## {name}\n<!-- table {name} -->\n<!-- end -->\n" for name in ("machines", "env", "learner"))
@@ -81,7 +85,8 @@ def test_a_page_is_filled_again_and_again(tmp_path: Path, capsys: pytest.Capture
     assert main(["benchmark", "table", "--json", str(path), "--page", str(page)]) == 0
     once = page.read_text()
     assert "| env step, Ant | 64 rows |" in once
-    assert "- cpu: cpu a processor, gpu a card, torch 2.13.0" in once
+    assert "- cpu: cpu a processor, gpu a card, torch 2.13.0; 20" in once
+    assert ", commit unknown, load of the machine " in once
     assert once.endswith("The end.\n")
     assert main(["benchmark", "table", "--json", str(path), "--page", str(page)]) == 0
     assert page.read_text() == once
@@ -120,4 +125,4 @@ def test_lines_without_a_size_have_no_plot(tmp_path: Path) -> None:
     record = Record(MACHINE, "cpu", False)
     record.add("knn", "a", [BenchmarkLine("k-NN", "?", 1.0, 1.0)])
     assert plots.plot(record.content(), tmp_path) == []
-    assert [plots._short(value, None) for value in (0.5, 10.0, 30.0, 2000.0)] == ["0.5", "10", "", "2000"]
+    assert [plots._short(value, 0) for value in (0.5, 10.0, 30.0, 2000.0)] == ["0.5", "10", "", "2000"]

@@ -150,7 +150,7 @@ def _table(args: argparse.Namespace) -> int:
 
     contents = [read_record(path) for path in args.json]
     tables = markdown_tables(contents)
-    tables["machines"] = "\n".join(f"- {content['device']}: {machine_line(content)}" for content in contents)
+    tables["machines"] = "\n".join(f"- {machine_line(content)}" for content in contents)
     if args.page:
         fill_page(args.page, tables)
         print(f"written: {args.page}")

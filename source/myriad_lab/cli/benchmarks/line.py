@@ -107,7 +107,7 @@ def in_turns(works: Mapping[str, Work], device: str, quick: bool = False) -> dic
     cuda = torch.device(device).type == "cuda"
     once = {}
     for name, work in works.items():
-        for _ in range(10 if cuda and not quick else 1):
+        for _ in range(10 if cuda else 1):
             work()
         once[name] = _timed(work, 1, device)
     calls = {name: max(1, min(100, math.ceil(0.005 / seconds))) if cuda else 1 for name, seconds in once.items()}

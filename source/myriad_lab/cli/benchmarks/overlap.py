@@ -14,7 +14,7 @@ import torch
 
 from myriad_lab.algorithms.pql import PQLCfg
 from myriad_lab.cli.benchmarks.floors import overlap_efficiency
-from myriad_lab.cli.benchmarks.line import BenchmarkLine, Case, Timing, in_turns, summary
+from myriad_lab.cli.benchmarks.line import BenchmarkLine, Case, Timing, Work, in_turns, summary
 from myriad_lab.cli.benchmarks.memory import PeakMemory
 from myriad_lab.envs.cores import usable_cores
 from myriad_lab.runners.callbacks import Callback
@@ -72,6 +72,8 @@ def cases(device: str, quick: bool) -> list[Case]:
 
 def time_overlap(setting: Setting, device: str, quick: bool) -> list[BenchmarkLine]:
     """Return the line of one setting: time of an env step while both run, beside perfect overlap and taking turns."""
+    if torch.device(device).type == "cuda":
+        torch.compiler.reset()  # what was compiled for other cases counts towards a limit
     cores = share_cores(device)
     everything = tuple(sorted({*cores.collector, *cores.learners}))
     rounds, iterations, steps = (1, 1, 10) if quick else (2, 4, 25)
@@ -170,10 +172,7 @@ def _runner(
 def _time_learners(runner: ParallelQRunner, setting: Setting, device: str, quick: bool) -> float:
     """Return the time of all updates that an env step earns, one after the other, with nothing beside them [s]."""
     learner = runner.algorithm
-    works = {
-        "critic": lambda: learner.value_update(learner.sample()),
-        "policy": lambda: learner.policy_update(learner.sample()),
-    }
+    works: dict[str, Work] = {"critic": learner.learn_critics, "policy": learner.learn_policies}
     timings = in_turns(works, device, quick)
     return setting.updates * (timings["critic"].median_s + timings["policy"].median_s / learner.cfg.policy_delay)
 

@@ -79,6 +79,9 @@ def _draw(axes: Axes, title: str, series: Mapping[str, Sequence[BenchmarkLine]])
         axes.plot([], [], color=COLOURS[number % len(COLOURS)], label=name)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high < 10.0 * low:  # or hardly a tick would have a label
+        axes.set_ylim(low / 2.0, 2.0 * high)
     sizes = sorted({line.x for lines in series.values() for line in lines if line.x})
     axes.set_xticks(sizes, [f"{size:g}" for size in sizes], fontsize=8)
     for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
@@ -95,7 +98,7 @@ def _draw(axes: Axes, title: str, series: Mapping[str, Sequence[BenchmarkLine]])
     axes.legend(handles=handles, fontsize=7)
 
 
-def _short(value: float, _: int | None) -> str:
+def _short(value: float, _: float) -> str:
     """Return the label of a tick [ms]: plain numbers, and between powers of ten those that find room."""
     text = f"{value:g}"
     return text if text.strip("0.")[:1] in ("1", "2", "5") else ""

@@ -71,7 +71,7 @@ def time_memory(dtype: torch.dtype, num_envs: int, m: int, device: str, quick: b
     yardsticks = Yardsticks(device)
     timings = in_turns(works | peers | yardsticks.works, device, quick)
     rates, lines = yardsticks.read(timings), []
-    per_transition = buffer.num_bytes / (capacity * num_envs)
+    per_transition = buffer.bytes_per_transition
     precision = "fp32" if item == FLOAT_BYTES else "bf16"
     theirs = fasttd3_transition_bytes(NUM_OBS, NUM_ACTIONS)
     for name in works:

@@ -66,8 +66,17 @@ def fill_page(page: Path, tables: Mapping[str, str]) -> None:
 
 
 def machine_line(content: Mapping[str, Any]) -> str:
-    """Return hardware and versions in one line."""
-    return ", ".join(f"{key} {value}" for key, value in content["machine"].items())
+    """Return device, hardware and versions in one line, with dates, commits and the load that was beside."""
+    machine = ", ".join(f"{key} {value}" for key, value in content["machine"].items())
+    results = content["results"]
+    if not results:
+        return f"{content['device']}: {machine}; nothing measured"
+    days, loads = sorted({r["at"][:10] for r in results}), [r["load"] for r in results]
+    commits = sorted({(r["commit"] or "unknown")[:10] for r in results})
+    return (
+        f"{content['device']}: {machine}; {' and '.join(days)}, commit {', '.join(commits)}, "
+        f"load of the machine {min(loads):g} to {max(loads):g}"
+    )
 
 
 def _markdown(rows: Mapping[tuple[str, str], Mapping[str, BenchmarkLine]], kinds: Sequence[str]) -> str:
