@@ -57,9 +57,7 @@ def test_markdown_leaves_what_was_not_measured_empty() -> None:
     table = markdown_tables([record("cpu").content()])["learner"].splitlines()
     assert table[0].startswith("| what | size | cpu: median (p95) [ms] | cpu: floor [ms] |")
     assert table[0].endswith("| cuda |")
-    assert (
-        table[2] == "| critic update, S | 256 rows | 2.56 (5.12) | 1.0 bytes | 2.56 | 4.0 plain | - |  | not measured |"
-    )
+    assert table[2] == "| critic update, S | 256 rows | 2.56 (5.12) | 1 bytes | 2.56 | 4 plain | - |  | not measured |"
     assert len(table) == 6
 
 

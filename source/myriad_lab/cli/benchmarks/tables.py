@@ -96,7 +96,7 @@ def _markdown(rows: Mapping[tuple[str, str], Mapping[str, BenchmarkLine]], kinds
 def _cells(line: BenchmarkLine | None) -> list[str]:
     if line is None:
         return ["", "", "", "", "", ""]
-    _, _, median, p95, floor, times, peer, _, peak = (f"{cell}" for cell in _row(line))
+    _, _, median, p95, floor, times, peer, _, peak = (f"{x:g}" if isinstance(x, float) else str(x) for x in _row(line))
     return [
         f"{median} ({p95})",
         f"{floor} {line.floor}" if line.floor else "-",
