@@ -107,25 +107,37 @@ class QEnsemble(nn.Module):
         Returns:
             Values (num_policies, 2, batch), or logits (num_policies, 2, batch, num_atoms).
         """
-        product = self._first_product(self.normalizer(obs), actions)
-        for layer, weight in enumerate(list(self.weights)[1:]):
-            bias = self.biases[layer]
-            if self.cfg.layer_norm:
-                normal = layer_norm(product, product.shape[-1:])
-                hidden = self.activation(torch.addcmul(bias, normal, self.scales[layer]))
-            else:
-                hidden = self.activation(product + bias)
-            product = torch.bmm(hidden, weight)
-        out = (product + self.biases[-1]).unflatten(0, (self.num_policies, 2))
+        inputs, kind = self.normalizer(obs), obs.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs.dtype
+        # one type throughout: autocast would normalise and add biases in float32, and cast back for every product
+        with torch.autocast(kind, enabled=False):
+            out = self._layers(inputs.to(dtype), actions.to(dtype))
+        out = out.to(inputs.dtype).unflatten(0, (self.num_policies, 2))
         return out if self.cfg.kind == "categorical" else out.squeeze(-1)
 
-    def _first_product(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    def _layers(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Return the outputs, (2 * num_policies, batch, num_outputs), of inputs whose type is that of the products."""
+        weights = [weight.to(obs.dtype) for weight in self.weights]
+        biases = [bias.to(obs.dtype) for bias in self.biases]
+        # where a normalisation stands between product and bias, the bias comes after it
+        within: list[torch.Tensor | None] = [None if self.cfg.layer_norm else bias for bias in biases[:-1]]
+        product = self._first_product(obs, actions, weights[0], within[0])
+        for layer, weight in enumerate(weights[1:]):
+            if self.cfg.layer_norm:
+                normal = layer_norm(product, product.shape[-1:])
+                product = torch.addcmul(biases[layer], normal, self.scales[layer].to(obs.dtype))
+            bias = biases[-1] if layer == len(weights) - 2 else within[layer + 1]
+            product = _product(self.activation(product), weight, bias)
+        return product
+
+    def _first_product(
+        self, obs: torch.Tensor, actions: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
         """Return observations and actions times the first weights, (2 * num_policies, batch, hidden)."""
-        weight = self.weights[0]
         if not actions.requires_grad:
-            return torch.bmm(torch.cat([obs, actions], dim=-1).repeat_interleave(2, dim=0), weight)
+            return _product(torch.cat([obs, actions], dim=-1).repeat_interleave(2, dim=0), weight, bias)
         # a policy update asks for the slope along the actions alone: most of the first layer has no backward pass
-        of_obs = torch.bmm(obs.repeat_interleave(2, dim=0), weight[:, : self.num_obs])
+        of_obs = _product(obs.repeat_interleave(2, dim=0), weight[:, : self.num_obs], bias)
         return torch.baddbmm(of_obs, actions.repeat_interleave(2, dim=0), weight[:, self.num_obs :])
 
     def values(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
@@ -162,3 +174,8 @@ class QEnsemble(nn.Module):
     def rows(head_ids: Sequence[int]) -> list[int]:
         """Return the rows of the stacked parameters that belong to the given heads."""
         return [2 * i + c for i in head_ids for c in (0, 1)]
+
+
+def _product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Return a batched product, with a bias or without."""
+    return torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias, rows, weight)
