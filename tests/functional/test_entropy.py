@@ -8,16 +8,22 @@ import pytest
 import torch
 
 from myriad_lab.errors import ConfigurationError
+from myriad_lab.functional.collective import Collective
 from myriad_lab.functional.entropy import (
     REWARD_KINDS,
-    effective_sample_size,
     entropy,
     importance_weighted_entropy,
     knn_entropy,
     log_ball_volume,
     particle_rewards,
 )
-from myriad_lab.functional.estimators import MIN_RADIUS, digamma, kl_from_radii
+from myriad_lab.functional.estimators import (
+    MIN_RADIUS,
+    digamma,
+    effective_sample_size,
+    kl_from_radii,
+    log_weight_sums,
+)
 from myriad_lab.functional.knn import knn
 from myriad_lab.functional.masked import park_invalid
 
@@ -237,7 +243,7 @@ def test_golden_kl():
 
 def test_effective_sample_size():
     logs = torch.tensor([[3.0, 3.0, 3.0, 3.0], [0.0, -1e4, -1e4, -1e4], [0.0, math.log(3.0), -1e4, -1e4]])
-    assert effective_sample_size(logs).tolist() == pytest.approx([4.0, 1.0, 1.6], rel=1e-5)
+    assert effective_sample_size(log_weight_sums(logs)).tolist() == pytest.approx([4.0, 1.0, 1.6], rel=1e-5)
 
 
 def test_nothing_is_read_back_from_a_device():
@@ -255,3 +261,22 @@ def test_bad_input():
         particle_rewards(LINE, 1, "own", exclude_own_trajectory=True)
     with pytest.raises(ConfigurationError, match="k = 4"):
         particle_rewards(LINE, 4, "own")
+
+
+class Second(Collective):
+    """The second of two ranks, without the first."""
+
+    rank, world_size = 1, 2
+
+
+@pytest.mark.parametrize("exclude", [False, True])
+def test_a_rank_searches_the_pool_for_its_own_particles(exclude):
+    """Copies of a particle, which may crowd it out among its own neighbours, are neighbours; it is not."""
+    points = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    points[30:38] = points[0]
+    options = {"trajectory_ids": torch.arange(40) // 4, "exclude_own_trajectory": exclude}
+    whole, part = particle_rewards(points, 3, **options), particle_rewards(points, 3, ranks=Second(), **options)
+    torch.testing.assert_close(part.rewards, whole.rewards[20:])
+    assert (part.neighbours != torch.arange(20, 40).unsqueeze(1)).all()
+    distances = (points[part.neighbours] - points[20:].unsqueeze(1)).norm(dim=2)
+    torch.testing.assert_close(distances[:, -1], (points[whole.neighbours] - points.unsqueeze(1)).norm(dim=2)[20:, -1])

@@ -13,8 +13,16 @@ from myriad_lab.algorithms.policy_updates import ClippedUpdate, OneStepUpdate, P
 from myriad_lab.algorithms.population_optimizer import PopulationOptimizer, PopulationOptimizerCfg
 from myriad_lab.algorithms.state_rewards import StateRewardCfg, StateRewards
 from myriad_lab.errors import CheckpointError, ConfigurationError
+from myriad_lab.functional.collective import ALONE, Collective
 from myriad_lab.networks.normalizer import RunningNormalizer
-from myriad_lab.networks.population import PopulationActor, PopulationActorCfg, PopulationValue, check_population
+from myriad_lab.networks.population import (
+    PopulationActor,
+    PopulationActorCfg,
+    PopulationValue,
+    check_population,
+    collect_state,
+    load_own_state,
+)
 from myriad_lab.storage.rollout import RolloutStorage
 
 
@@ -42,6 +50,9 @@ class KMyriad:
     Every env runs one trajectory of ``num_steps`` steps, then ``update`` is called. Env ``e`` is driven by policy
     ``e // (num_envs // num_policies)``. Credit is individual: a policy is rewarded for *where* its states lie in the
     pooled density, so policies spread out although no term asks for diversity.
+
+    On several ranks, each has a block of the policies with their envs. What they learn is what one process with all of
+    them would, to rounding: noise and minibatches are drawn as there, pool, statistics and norms are of all ranks.
     """
 
     def __init__(
@@ -54,17 +65,19 @@ class KMyriad:
         seed: int = 0,
         *,
         num_steps: int,
+        ranks: Collective = ALONE,
     ) -> None:
         """Create the algorithm.
 
         Args:
-            actor: The population, already on ``device``; trained in place.
+            actor: The population, of this rank, already on ``device``; trained in place.
             cfg: Settings.
-            num_envs: Number of envs.
+            num_envs: Number of envs, of this rank.
             obs_sizes: Width of the groups ``policy`` and ``features``.
             device: Where to store and compute.
             seed: Seed of the action noise and of the minibatches.
             num_steps: Env steps of a trajectory.
+            ranks: Those that train the rest of the population.
 
         Raises:
             ConfigurationError: If a setting is out of range or the sizes do not fit.
@@ -76,23 +89,20 @@ class KMyriad:
             raise ConfigurationError(
                 f"K-Myriad needs the observation groups {sorted(missing)}; got {sorted(obs_sizes)}"
             )
-        self.actor, self.cfg = actor, cfg
+        self.actor, self.cfg, self.ranks = actor, cfg, ranks
         self.num_envs, self.num_steps = num_envs, num_steps
         self.device = torch.device(device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.iteration = 0
         self.state_rewards = StateRewards(
-            cfg, num_steps, num_envs, actor.num_policies, obs_sizes["features"], self.device, seed
+            cfg, num_steps, num_envs, actor.num_policies, obs_sizes["features"], self.device, seed, ranks
         )
-        self.value: PopulationValue | None = None
-        if cfg.num_epochs > 1:
-            self.value = PopulationValue(obs_sizes["policy"] + 1, actor.num_policies, _without_normalizer(actor.cfg))
-            self.value.to(self.device)
-        self.optimizer = PopulationOptimizer(actor, self.value, cfg)
+        self.value = self._make_value(obs_sizes["policy"] + 1) if cfg.num_epochs > 1 else None
+        self.optimizer = PopulationOptimizer(actor, self.value, cfg, ranks)
         self._improve = (
-            OneStepUpdate(actor, self.optimizer, cfg)
+            OneStepUpdate(actor, self.optimizer, cfg, ranks)
             if self.value is None
-            else ClippedUpdate(actor, self.value, self.optimizer, cfg, self.generator)
+            else ClippedUpdate(actor, self.value, self.optimizer, cfg, self.generator, ranks)
         )
         fields = {
             "obs": ((obs_sizes["policy"],), torch.float32),
@@ -109,7 +119,7 @@ class KMyriad:
     def act(self, obs: TensorDict) -> torch.Tensor:
         """Draw actions in [-1, 1], shape (num_envs, num_actions)."""
         rows = obs["policy"]
-        sample = self.actor.act(rows, self.generator)
+        sample = self.actor.act(rows, self.generator, ranks=self.ranks)
         self._sampled = {"obs": rows, "pre_squash": sample.pre_squash, "log_prob": sample.log_prob}
         return sample.action
 
@@ -156,17 +166,20 @@ class KMyriad:
         broken = guard.restore_if_broken(metrics["Loss/surrogate"], metrics["Loss/grad_norm"])
         self._update_normalizers()
         metrics["Loss/restored"] = broken.float()
-        metrics["Policy/valid_share"] = valid.float().mean()
+        metrics["Policy/valid_share"] = self.ranks.sum(valid.float().mean()) / self.ranks.world_size
         metrics["Policy/learning_rate"] = self.optimizer.learning_rate
         self.iteration += 1
         self._forget()
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Return networks, optimiser, counters, generator and particles; call it between rollouts."""
+        """Return networks, optimiser, counters, generator and particles, of all ranks; call it between rollouts.
+
+        On several ranks it is a call of all of them, and rank 0 gets the whole; it does not tell how many there were.
+        """
         return {
-            "actor": self.actor.state_dict(),
-            "value": None if self.value is None else self.value.state_dict(),
+            "actor": collect_state(self.actor, self.ranks),
+            "value": None if self.value is None else collect_state(self.value, self.ranks),
             "optimizer": self.optimizer.state_dict(),
             "state_rewards": self.state_rewards.state_dict(),
             "generator": self.generator.get_state(),
@@ -185,9 +198,9 @@ class KMyriad:
                 " function and one of a single step has none; resume with the configuration of the run"
             )
         try:
-            self.actor.load_state_dict(state["actor"])
+            load_own_state(self.actor, state["actor"], self.ranks)
             if self.value is not None:
-                self.value.load_state_dict(state["value"])
+                load_own_state(self.value, state["value"], self.ranks)
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit the networks of this configuration: {error}") from error
@@ -196,12 +209,19 @@ class KMyriad:
         self.iteration = int(state["iteration"])
         self._forget()
 
+    def _make_value(self, num_obs: int) -> PopulationValue:
+        # As with the policies, the weights are drawn for the heads of all ranks.
+        num_heads = self.ranks.world_size * self.actor.num_policies
+        value = PopulationValue(num_obs, num_heads, _without_normalizer(self.actor.cfg))
+        value.heads.keep(self.ranks.block(num_heads))
+        return value.to(self.device)
+
     def _update_normalizers(self) -> None:
         """Merge the observations of the rollout, after the update: within one, all ratios use the same statistics."""
         if isinstance(self.actor.normalizer, RunningNormalizer):
             obs = self.storage["obs"]
             # The observation before a divergence may already be far off: count the one after the reset instead.
-            self.actor.normalizer.update(torch.where(self.storage["valid"].unsqueeze(-1), obs, obs[0]))
+            self.actor.normalizer.update(torch.where(self.storage["valid"].unsqueeze(-1), obs, obs[0]), self.ranks)
 
     def _forget(self) -> None:
         self.storage.clear()

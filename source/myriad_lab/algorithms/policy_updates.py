@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from myriad_lab.algorithms.population_optimizer import PopulationOptimizer
 from myriad_lab.errors import ConfigurationError
+from myriad_lab.functional.collective import ALONE, Collective
+from myriad_lab.functional.estimators import effective_sample_size
 from myriad_lab.functional.masked import masked_mean, masked_std, standardize
 from myriad_lab.functional.returns import gae, reward_to_go
 from myriad_lab.functional.surrogate import clipped_surrogate
@@ -65,8 +68,14 @@ class OneStepUpdate:
     is the sum over env steps of ``grad log pi`` times the rewards still to come, over the number of particles.
     """
 
-    def __init__(self, actor: PopulationActor, optimizer: PopulationOptimizer, cfg: PolicyUpdateCfg) -> None:
-        self.actor, self.optimizer, self.cfg = actor, optimizer, cfg
+    def __init__(
+        self,
+        actor: PopulationActor,
+        optimizer: PopulationOptimizer,
+        cfg: PolicyUpdateCfg,
+        ranks: Collective = ALONE,
+    ) -> None:
+        self.actor, self.optimizer, self.cfg, self.ranks = actor, optimizer, cfg, ranks
 
     def __call__(
         self, storage: RolloutStorage, rewards: torch.Tensor, num_particles: torch.Tensor
@@ -76,17 +85,17 @@ class OneStepUpdate:
         Args:
             storage: A full rollout with ``obs``, ``pre_squash`` and ``valid``.
             rewards: Centred rewards, 0 where there is no particle, shape (num_steps, num_envs).
-            num_particles: Number of particles, a scalar tensor.
+            num_particles: Number of particles of all ranks, a scalar tensor.
         """
-        cfg, valid = self.cfg, storage["valid"]
+        cfg, valid, ranks = self.cfg, storage["valid"], self.ranks
         weights = reward_to_go(rewards)
         if cfg.baseline == "time":
-            weights = weights - masked_mean(weights, valid, dim=1).unsqueeze(1)
+            weights = weights - masked_mean(weights, valid, dim=1, ranks=ranks).unsqueeze(1)
+        num_valid = ranks.sum(valid.sum()).clamp_min(1)
         norm = num_particles
         if cfg.standardize:
-            norm = (masked_std(weights, valid) + 1e-8) * valid.sum().clamp_min(1)
+            norm = (masked_std(weights, valid, ranks) + 1e-8) * num_valid
         weights = torch.where(valid, weights, 0.0) / norm
-        num_valid = valid.sum().clamp_min(1)
         surrogate, entropy = weights.new_zeros(()), weights.new_zeros(())
         self.optimizer.zero_grad()
         for steps in self._chunks(storage):
@@ -97,12 +106,24 @@ class OneStepUpdate:
             part_entropy = torch.where(mask, policy.entropy(), 0.0).sum() / num_valid
             (-gain - cfg.entropy_coef * part_entropy).backward()
             surrogate, entropy = surrogate - gain.detach(), entropy + part_entropy.detach()
+        surrogate, entropy = ranks.sum(torch.stack((surrogate, entropy))).unbind()
         return {"Loss/surrogate": surrogate, "Policy/entropy": entropy} | self.optimizer.step()
 
     def _chunks(self, storage: RolloutStorage) -> Iterator[slice]:
         length = max(self.cfg.rows_per_backward // storage.num_envs, 1)
         for start in range(0, storage.num_steps, length):
             yield slice(start, start + length)
+
+
+class _StepResult(NamedTuple):
+    """What one minibatch told."""
+
+    shares: dict[str, torch.Tensor]
+    """This rank's share of each diagnostic; those of all ranks add up."""
+    log_sums: torch.Tensor
+    """Logs of the sums of the ratios and of their squares on this rank, (2,)."""
+    norms: dict[str, torch.Tensor]
+    """Norms of the gradients of the whole population."""
 
 
 class ClippedUpdate:
@@ -119,23 +140,25 @@ class ClippedUpdate:
         optimizer: PopulationOptimizer,
         cfg: PolicyUpdateCfg,
         generator: torch.Generator,
+        ranks: Collective = ALONE,
     ) -> None:
         self.actor, self.value, self.optimizer, self.cfg = actor, value, optimizer, cfg
-        self.generator = generator
+        self.generator, self.ranks = generator, ranks
 
     def __call__(
         self, storage: RolloutStorage, rewards: torch.Tensor, num_particles: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Update the population; arguments and result as for ``OneStepUpdate``."""
-        cfg, valid = self.cfg, storage["valid"]
+        cfg, valid, ranks = self.cfg, storage["valid"], self.ranks
         obs = torch.cat((storage["obs"], _elapsed(storage)), dim=-1)
         with torch.no_grad():
             values = self._values(storage.by_policy(obs))
             values = values.unflatten(1, (storage.num_steps, -1)).transpose(0, 1).flatten(1)
         advantages, returns = self._advantages(rewards, values, valid)
-        explained = 1.0 - (masked_std(returns - values, valid) / (masked_std(returns, valid) + 1e-8)).square()
+        error, spread = masked_std(returns - values, valid, ranks), masked_std(returns, valid, ranks)
+        explained = 1.0 - (error / (spread + 1e-8)).square()
         if cfg.standardize:
-            advantages = standardize(advantages, valid)
+            advantages = standardize(advantages, valid, ranks=ranks)
         fields = {
             "obs": obs,
             "pre_squash": storage["pre_squash"],
@@ -145,12 +168,13 @@ class ClippedUpdate:
             "returns": returns,
         }
         batch = {name: storage.by_policy(tensor) for name, tensor in fields.items()}
-        steps = [self._step(part) for _ in range(cfg.num_epochs) for part in self._minibatches(batch)]
-        metrics = {name: torch.stack([step[name] for step in steps]).mean() for name in steps[0]}
-        # How far the policies moved is told by the ratios of the last pass.
-        for name in ("Policy/kl", "Policy/clip_fraction", "Population/ess"):
-            metrics[name] = torch.stack([step[name] for step in steps[-cfg.num_minibatches :]]).mean()
-        return metrics | {"Loss/value_explained": explained}
+        chosen = [part for _ in range(cfg.num_epochs) for part in self._minibatches(batch["valid"])]
+        counts = ranks.sum(torch.stack([batch["valid"][:, part].sum() for part in chosen])).clamp_min(1)
+        steps = [
+            self._step({name: tensor[:, part] for name, tensor in batch.items()}, num_valid)
+            for part, num_valid in zip(chosen, counts.unbind(), strict=True)
+        ]
+        return self._metrics(steps, counts) | {"Loss/value_explained": explained}
 
     def _values(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the values of rows of observation and elapsed time, ``(num_policies, rows)``."""
@@ -167,32 +191,46 @@ class ClippedUpdate:
         cut = torch.zeros_like(last)
         return gae(rewards, values, following, last, cut, self.cfg.gamma, self.cfg.gae_lambda)
 
-    def _minibatches(self, batch: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield random parts of the rows; every policy contributes the same number to each."""
-        rows = batch["valid"].shape[1]
-        order = torch.randperm(rows, generator=self.generator, device=batch["valid"].device)
-        for part in order.tensor_split(min(self.cfg.num_minibatches, rows)):
-            yield {name: tensor[:, part] for name, tensor in batch.items()}
+    def _minibatches(self, valid: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return random parts of the rows; every policy contributes the same number to each."""
+        rows = valid.shape[1]
+        order = torch.randperm(rows, generator=self.generator, device=valid.device)
+        return order.tensor_split(min(self.cfg.num_minibatches, rows))
 
-    def _step(self, part: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Take one Adam step on a minibatch ``(num_policies, rows, ...)``."""
+    def _step(self, part: dict[str, torch.Tensor], num_valid: torch.Tensor) -> _StepResult:
+        """Take one Adam step on a minibatch ``(num_policies, rows, ...)`` with ``num_valid`` steps on all ranks."""
         cfg, mask = self.cfg, part["valid"]
         policy = self.actor.distribution(part["obs"][..., :-1])
         log_prob = policy.log_prob(part["pre_squash"])
-        surrogate = clipped_surrogate(log_prob, part["log_prob"], part["advantages"], mask, cfg.clip)
-        entropy = masked_mean(policy.entropy(), mask)
-        value_loss = masked_mean((self._values(part["obs"]) - part["returns"]).square(), mask)
+        surrogate = clipped_surrogate(log_prob, part["log_prob"], part["advantages"], mask, cfg.clip, num_valid)
+        entropy = torch.where(mask, policy.entropy(), 0.0).sum() / num_valid
+        errors = (self._values(part["obs"]) - part["returns"]).square()
+        value_loss = torch.where(mask, errors, 0.0).sum() / num_valid
         self.optimizer.adapt(surrogate.kl)
         self.optimizer.zero_grad()
         (surrogate.loss - cfg.entropy_coef * entropy + cfg.value_coef * value_loss).backward()
-        return {
+        shares = {
             "Loss/surrogate": surrogate.loss.detach(),
             "Loss/value": value_loss.detach(),
             "Policy/entropy": entropy.detach(),
             "Policy/kl": surrogate.kl,
             "Policy/clip_fraction": surrogate.clip_fraction,
-            "Population/ess": surrogate.effective_sample_share,
-        } | self.optimizer.step()
+        }
+        return _StepResult(shares, surrogate.log_sums, self.optimizer.step())
+
+    def _metrics(self, steps: list[_StepResult], counts: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the diagnostics of an update over all ranks: one message, however many steps it had."""
+        table = self.ranks.sum(torch.stack([torch.stack(list(step.shares.values())) for step in steps]))
+        shares = dict(zip(steps[0].shares, table.unbind(1), strict=True))
+        norms = {name: torch.stack([step.norms[name] for step in steps]) for name in steps[0].norms}
+        metrics = {name: values.mean() for name, values in (shares | norms).items()}
+        # How far the policies moved is told by the ratios of the last pass.
+        last = slice(-self.cfg.num_minibatches, None)
+        for name in ("Policy/kl", "Policy/clip_fraction"):
+            metrics[name] = shares[name][last].mean()
+        log_sums = self.ranks.gather_rows(torch.stack([step.log_sums for step in steps[last]])[None])
+        sizes = effective_sample_size(log_sums.logsumexp(0))
+        return metrics | {"Population/ess": (sizes / counts[last]).nan_to_num().mean()}  # 0 where no step counts
 
 
 def _elapsed(storage: RolloutStorage) -> torch.Tensor:

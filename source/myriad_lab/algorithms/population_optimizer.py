@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from myriad_lab.errors import ConfigurationError
-from myriad_lab.networks.population import PopulationActor
+from myriad_lab.functional.collective import ALONE, Collective
+from myriad_lab.networks.population import PopulationActor, PopulationValue
 
 KL_FACTOR = 1.5
 """Factor by which a missed ``desired_kl`` changes the step sizes."""
@@ -61,13 +62,28 @@ class PopulationOptimizerCfg:
 
 
 class PopulationOptimizer:
-    """One Adam over trunk, heads and, where there is one, the value function of a population."""
+    """One Adam over trunk, heads and, where there is one, the value function of a population.
 
-    def __init__(self, actor: PopulationActor, value: nn.Module | None, cfg: PopulationOptimizerCfg) -> None:
+    On several ranks each has the heads of its own policies, and a copy of what is shared that stays the same: the
+    gradients of the shared parameters are summed over the ranks, and norms are those of the whole population.
+    """
+
+    def __init__(
+        self,
+        actor: PopulationActor,
+        value: PopulationValue | None,
+        cfg: PopulationOptimizerCfg,
+        ranks: Collective = ALONE,
+    ) -> None:
         cfg.validate()
-        self.cfg = cfg
+        self.cfg, self.ranks = cfg, ranks
         self._trunk, self._heads = actor.shared_parameters(), actor.head_parameters()
         self._value = [] if value is None else list(value.parameters())
+        self._value_heads = [] if value is None else [value.get_parameter(name) for name in value.stacked_names()]
+        stacked = {id(parameter) for parameter in [*self._heads, *self._value_heads]}
+        self._value_trunk = [parameter for parameter in self._value if id(parameter) not in stacked]
+        parameters = [*self._trunk, *self._heads, *self._value]
+        self._stacked = {i for i, parameter in enumerate(parameters) if id(parameter) in stacked}
         head_rate = cfg.learning_rate if cfg.head_learning_rate is None else cfg.head_learning_rate
         groups: list[dict[str, Any]] = [
             {"params": self._trunk, "lr": cfg.learning_rate, "base_lr": cfg.learning_rate},
@@ -97,11 +113,13 @@ class PopulationOptimizer:
     def adapt(self, kl: torch.Tensor) -> None:
         """Adapt the step sizes to the divergence ``kl`` so far, a scalar tensor; without ``desired_kl`` do nothing.
 
-        A value that is not finite counts as too large, and 0 tells nothing: no step has been taken yet.
+        It is the sum of what the ranks pass in. A value that is not finite counts as too large, and 0 tells nothing: no
+        step has been taken yet.
         """
         desired = self.cfg.desired_kl
         if desired is None or isinstance(self._factor, float):
             return
+        kl = self.ranks.sum(kl)
         change = torch.where((kl > 0.0) & (kl < desired / 2.0), KL_FACTOR, 1.0)
         change = torch.where(kl <= 2.0 * desired, change, 1.0 / KL_FACTOR)
         factor = (self._factor * change).clamp(*RATE_RANGE)
@@ -114,34 +132,63 @@ class PopulationOptimizer:
         self.adam.zero_grad(set_to_none=True)
 
     def step(self) -> dict[str, torch.Tensor]:
-        """Clip the gradients and take one step; returns the norms before clipping.
+        """Sum the gradients over the ranks, clip them and take one step; returns the norms before clipping.
 
         Both norms of the population are logged: under the pooled normalisation the gradient of one head scales like
         1/m, so at large m the joint clip is governed by the trunk.
         """
-        trunk, heads = _norm(self._trunk), _norm(self._heads)
+        heads, *value_heads = self._sum_over_ranks([_norm(part) for part in (self._heads, self._value_heads) if part])
+        trunk = _norm(self._trunk)
         joint = torch.hypot(trunk, heads)
         _scale([*self._trunk, *self._heads], joint, self.cfg.max_grad_norm)
-        if self._value:
-            _scale(self._value, _norm(self._value), self.cfg.max_grad_norm)
+        if value_heads:
+            _scale(self._value, torch.hypot(_norm(self._value_trunk), value_heads[0]), self.cfg.max_grad_norm)
         self.adam.step()
         return {"Loss/grad_norm": joint, "Loss/grad_norm_trunk": trunk, "Loss/grad_norm_heads": heads}
 
     def guard(self) -> WeightGuard:
         """Return a copy of the weights and moments as they are now."""
-        return WeightGuard([*self._trunk, *self._heads, *self._value], self.adam)
+        return WeightGuard([*self._trunk, *self._heads, *self._value], self.adam, self.ranks)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return Adam's moments and the adaptation; the rest of the step sizes follows from the iteration."""
-        return {"adam": self.adam.state_dict(), "factor": float(self._factor)}
+        """Return Adam's moments and the adaptation; the rest of the step sizes follows from the iteration.
+
+        The moments of the heads are those of all ranks, a call of all of them.
+        """
+        adam = self.adam.state_dict()
+        adam["state"] = self._change_heads(adam["state"], self.ranks.collect_rows)
+        return {"adam": adam, "factor": float(self._factor)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned; step sizes are those of this configuration."""
         rates = [(group["lr"], group["base_lr"]) for group in self.adam.param_groups]
-        self.adam.load_state_dict(state["adam"])
+        moments = self._change_heads(state["adam"]["state"], self.ranks.own_rows)
+        self.adam.load_state_dict(state["adam"] | {"state": moments})
         self._factor = self._make_factor(state["factor"])
         for group, (rate, base) in zip(self.adam.param_groups, rates, strict=True):
             group["lr"], group["base_lr"] = rate, base
+
+    def _sum_over_ranks(self, norms: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Sum the gradients of what is shared, and join the norms of what each rank has for itself, in one message.
+
+        A message of its own for each tensor would cost the latency of the network a dozen times over.
+        """
+        if self.ranks.world_size == 1:
+            return norms
+        grads = [p.grad for p in [*self._trunk, *self._value_trunk] if p.grad is not None]
+        bucket = torch.cat([*(grad.flatten() for grad in grads), torch.stack(norms).square()])
+        *summed, squares = self.ranks.sum(bucket).split([*(grad.numel() for grad in grads), len(norms)])
+        torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(summed, grads, strict=True)])
+        return list(squares.sqrt().unbind())
+
+    def _change_heads(
+        self, states: Mapping[int, Mapping[str, torch.Tensor]], change: Callable[[torch.Tensor], torch.Tensor]
+    ) -> dict[int, dict[str, torch.Tensor]]:
+        """Return Adam's state with its moments of the heads' parameters changed; the count of steps has no axis."""
+        return {
+            i: {name: change(v) if i in self._stacked and v.dim() else v for name, v in state.items()}
+            for i, state in states.items()
+        }
 
     def _make_factor(self, value: float) -> torch.Tensor | float:
         return torch.tensor(value, device=self._trunk[0].device) if self.cfg.desired_kl else 1.0
@@ -150,9 +197,11 @@ class PopulationOptimizer:
 class WeightGuard:
     """Undoes an update that broke the weights, without asking the device whether it did."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-        """Copy the state now; the copy lives as long as the guard."""
-        self._optimizer = optimizer
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, ranks: Collective = ALONE
+    ) -> None:
+        """Copy the state now; the copy lives as long as the guard. What broke on one of the ranks is undone on all."""
+        self._optimizer, self._ranks = optimizer, ranks
         self._weights = [parameter.data for parameter in parameters]
         self._moments = self._moment_tensors()
         self._copies = [tensor.clone() for tensor in [*self._weights, *self._moments]]
@@ -167,7 +216,7 @@ class WeightGuard:
             Whether the update was undone, a bool scalar tensor.
         """
         norms = torch.stack([*torch._foreach_norm(self._weights), *(s.detach().reshape(()) for s in scalars)])
-        broken = ~torch.isfinite(norms).all()
+        broken = self._ranks.any(~torch.isfinite(norms).all())
         known = {id(tensor) for tensor in self._moments}
         created = [tensor for tensor in self._moment_tensors() if id(tensor) not in known]
         targets = [*self._weights, *self._moments, *created]

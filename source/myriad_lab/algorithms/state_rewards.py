@@ -10,12 +10,8 @@ from typing import Any, NamedTuple
 import torch
 
 from myriad_lab.errors import ConfigurationError, nearest
-from myriad_lab.functional.entropy import (
-    REWARD_KINDS,
-    EntropyEstimate,
-    particle_rewards,
-    population_statistics,
-)
+from myriad_lab.functional.collective import ALONE, Collective
+from myriad_lab.functional.entropy import REWARD_KINDS, EntropyEstimate, head_statistics, particle_rewards
 from myriad_lab.functional.masked import masked_mean, masked_std, park_invalid, standardize
 from myriad_lab.storage.particles import ParticleBuffer
 
@@ -63,20 +59,24 @@ class StateRewardCfg:
 
 
 class _Pool(NamedTuple):
-    """Rewards of this rollout's particles, in the order of envs, then time."""
+    """Rewards of this rank's particles of this rollout, in the order of envs, then time."""
 
     rewards: torch.Tensor
     """Rewards, not centred, (n,)."""
     rewarded: torch.Tensor
     """Particles that have one, bool (n,)."""
     current: torch.Tensor
-    """Particles of this rollout for the statistics, by policy, (num_policies, rows, num_features)."""
+    """Particles of this rollout for the statistics, by policy, of all ranks, (m, rows, num_features)."""
     entropy: torch.Tensor
     """Entropy of this rollout's particles [nat], in scaled units, a scalar."""
 
 
 class StateRewards:
-    """Rewards the states of one rollout by the entropy of the pool of all policies."""
+    """Rewards the states of one rollout by the entropy of the pool of all policies.
+
+    On several ranks each has the particles of its own envs; the pool is gathered, and each searches it for the
+    neighbours of its own particles. Of a pool that is drawn, only what is drawn is sent.
+    """
 
     def __init__(
         self,
@@ -87,8 +87,11 @@ class StateRewards:
         num_features: int,
         device: torch.device | str = "cpu",
         seed: int = 0,
+        ranks: Collective = ALONE,
     ) -> None:
         """Create the reward; ``seed`` is that of the drawing where particles are too many.
+
+        Envs and policies are those of this rank.
 
         Raises:
             ConfigurationError: If the particles of a rollout are too few for ``k``, or ``feature_scale`` does not fit.
@@ -99,12 +102,12 @@ class StateRewards:
                 f"feature_scale has {len(cfg.feature_scale)} entries for {num_features} features; give none, one or"
                 f" {num_features}"
             )
-        self.cfg = cfg
+        self.cfg, self.ranks = cfg, ranks
         self.num_policies, self.num_features = num_policies, num_features
         self.device = torch.device(device)
         self.per_trajectory = num_steps // cfg.particle_stride
         self.per_policy = self.per_trajectory * num_envs // num_policies
-        self._check_counts(num_envs, num_steps)
+        self._check_counts(num_envs * ranks.world_size, num_steps)
         rows = min(self.per_policy, self.drawn_per_policy)
         self._measures_heads = cfg.k < rows
         if not self._measures_heads:
@@ -117,7 +120,6 @@ class StateRewards:
         scale = torch.tensor(cfg.feature_scale or [1.0], dtype=torch.float32, device=device).expand(num_features)
         self._scale = scale
         self._log_unit = math.fsum(math.log(s) for s in scale.tolist())
-        self._trajectory_ids = torch.arange(num_envs, device=device).repeat_interleave(self.per_trajectory)
         self._generator = torch.Generator(self.device).manual_seed(seed)
         self._buffer: ParticleBuffer | None = None
         self._calls = 0
@@ -127,7 +129,7 @@ class StateRewards:
     @property
     def drawn_per_policy(self) -> int:
         """Particles of each policy that fit into the largest pool."""
-        return self.cfg.max_particles // self.num_policies
+        return self.cfg.max_particles // (self.num_policies * self.ranks.world_size)
 
     def particles(self, field: torch.Tensor) -> torch.Tensor:
         """Return every ``particle_stride``-th row of ``(num_steps, num_envs, ...)``: ``(num_envs, particle, ...)``."""
@@ -147,29 +149,30 @@ class StateRewards:
 
         Returns:
             Rewards with zero mean over the particles and 0 on all other steps, shape (num_steps, num_envs); the number
-            of particles, a scalar; statistics of the pool.
+            of particles of all ranks, a scalar; statistics of the pool.
         """
         points = self.particles(features / self._scale).flatten(0, 1)
         mask = self.particles(valid).flatten()
         whole = self.cfg.window == 1 and self.per_policy <= self.drawn_per_policy
         pool = self._reward_all(points, mask) if whole else self._reward_drawn(points, mask)
         if scaled:
-            centred = standardize(pool.rewards, pool.rewarded)
+            centred = standardize(pool.rewards, pool.rewarded, ranks=self.ranks)
         else:
-            centred = torch.where(pool.rewarded, pool.rewards - masked_mean(pool.rewards, pool.rewarded), 0.0)
+            mean = masked_mean(pool.rewards, pool.rewarded, ranks=self.ranks)
+            centred = torch.where(pool.rewarded, pool.rewards - mean, 0.0)
         rewards = torch.zeros(valid.shape, device=features.device)
         self.particles(rewards).copy_(centred.view(valid.shape[1], -1))
         metrics = {
             "Population/entropy_pool": pool.entropy + self._log_unit,
-            "Population/reward_std": masked_std(pool.rewards, pool.rewarded),
+            "Population/reward_std": masked_std(pool.rewards, pool.rewarded, self.ranks),
         }
         if self._measures_heads and self._calls % self.cfg.statistics_interval == 0:
             metrics |= self._statistics(pool.current)
         self._calls += 1
-        return rewards, pool.rewarded.sum().clamp_min(1), metrics
+        return rewards, self.ranks.sum(pool.rewarded.sum()).clamp_min(1), metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Return past particles, counter and generator."""
+        """Return past particles, those of all ranks, counter and generator; a call of all ranks."""
         return {
             "calls": self._calls,
             "generator": self._generator.get_state(),
@@ -184,7 +187,8 @@ class StateRewards:
             self._make_buffer().load_state_dict(state["buffer"])
 
     def _check_counts(self, num_envs: int, num_steps: int) -> None:
-        cfg, drawn = self.cfg, min(self.per_policy, self.drawn_per_policy) * self.num_policies
+        cfg, num_policies = self.cfg, self.num_policies * self.ranks.world_size
+        drawn = min(self.per_policy, self.drawn_per_policy) * num_policies
         others = max(drawn - (self.per_trajectory if cfg.exclude_own_trajectory else 1), 0)
         if cfg.k > others:
             raise ConfigurationError(
@@ -195,35 +199,40 @@ class StateRewards:
 
     def _reward_all(self, points: torch.Tensor, mask: torch.Tensor) -> _Pool:
         """Reward every particle of this rollout against all the others."""
-        points = park_invalid(points, mask)
-        found = self._estimate(points, self._trajectory_ids, mask)
+        usable = self.ranks.gather_rows(mask)
+        pool = park_invalid(self.ranks.gather_rows(points), usable)
+        trajectories = torch.arange(len(pool), device=pool.device) // self.per_trajectory
+        found = self._estimate(pool, trajectories, usable)
         # The entropy is measured in the same way whatever the rewards are, so that runs can be compared.
-        measured = self._entropy(points, mask) if self.cfg.exclude_own_trajectory else found.entropy
-        return _Pool(found.rewards, mask, points.view(self.num_policies, self.per_policy, -1), measured)
+        measured = self._entropy(pool, usable) if self.cfg.exclude_own_trajectory else found.entropy
+        return _Pool(found.rewards, mask, pool.unflatten(0, (-1, self.per_policy)), measured)
 
     def _reward_drawn(self, points: torch.Tensor, mask: torch.Tensor) -> _Pool:
         """Reward a part of the particles against a pool that may reach into the past."""
-        buffer, shape = self._make_buffer(), (self.num_policies, self.per_policy)
-        first = self._calls * len(points)
+        buffer, shape, ranks = self._make_buffer(), (self.num_policies, self.per_policy), self.ranks
+        first = (self._calls * ranks.world_size + ranks.rank) * len(points)
         ids = torch.arange(first, first + len(points), device=points.device)
         buffer.add(points.view(*shape, -1), ids.view(shape), mask.view(shape))
         count = min(buffer.num_filled, self.drawn_per_policy)
-        pool, drawn = (rows.flatten(0, 1) for rows in buffer.sample(count, self._generator))
-        usable = drawn >= 0
-        found = self._estimate(park_invalid(pool, usable), drawn // self.per_trajectory, usable).rewards
+        part, drawn = (rows.flatten(0, 1) for rows in buffer.sample(count, self._generator))
+        pool, pool_ids = ranks.gather_rows(part), ranks.gather_rows(drawn)
+        usable = pool_ids >= 0
+        found = self._estimate(park_invalid(pool, usable), pool_ids // self.per_trajectory, usable).rewards
         # What belongs to earlier rollouts goes to one extra slot, so that no count has to reach the host.
         slots = torch.where(drawn >= first, drawn - first, len(points))
         rewards = points.new_zeros(len(points) + 1).index_copy_(0, slots, found)[:-1]
         rewarded = torch.zeros(len(points) + 1, dtype=torch.bool, device=points.device)
         rewarded = rewarded.index_fill_(0, slots, True)[:-1]
-        current, ids = buffer.sample(min(self.per_policy, self.drawn_per_policy), self._generator, window=1)
+        latest = buffer.sample(min(self.per_policy, self.drawn_per_policy), self._generator, window=1)
+        current, ids = (ranks.gather_rows(rows) for rows in latest)
         usable = ids.flatten() >= 0
         parked = park_invalid(current.flatten(0, 1), usable)
         return _Pool(rewards, rewarded, parked.view_as(current), self._entropy(parked, usable))
 
     def _entropy(self, points: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return the entropy of the particles where ``mask``, in scaled units; the others are parked."""
-        return particle_rewards(points, self.cfg.k, valid=mask, min_radius=self.cfg.min_radius).entropy
+        cfg = self.cfg
+        return particle_rewards(points, cfg.k, valid=mask, min_radius=cfg.min_radius, ranks=self.ranks).entropy
 
     def _estimate(self, points: torch.Tensor, trajectory_ids: torch.Tensor, valid: torch.Tensor) -> EntropyEstimate:
         cfg = self.cfg
@@ -235,12 +244,17 @@ class StateRewards:
             exclude_own_trajectory=cfg.exclude_own_trajectory,
             valid=valid,
             min_radius=cfg.min_radius,
+            ranks=self.ranks,
         )
 
     def _statistics(self, current: torch.Tensor) -> dict[str, torch.Tensor]:
         """Measure the heads; the few parked points of diverged envs are part of them."""
-        found = population_statistics(
-            current, self.cfg.k, num_trajectories=self.per_policy // self.per_trajectory, min_radius=self.cfg.min_radius
+        found = head_statistics(
+            current,
+            self.cfg.k,
+            num_trajectories=self.per_policy // self.per_trajectory,
+            min_radius=self.cfg.min_radius,
+            ranks=self.ranks,
         )
         heads = found["entropy_heads"] + self._log_unit
         self.head_statistics = {"entropy": heads, "kl_to_others": found["kl_heads"]}
@@ -256,5 +270,6 @@ class StateRewards:
     def _make_buffer(self) -> ParticleBuffer:
         if self._buffer is None:
             capacity = self.cfg.window * self.per_policy
-            self._buffer = ParticleBuffer(self.num_policies, capacity, self.num_features, self.device)
+            sizes = (self.num_policies, capacity, self.num_features)
+            self._buffer = ParticleBuffer(*sizes, self.device, ranks=self.ranks)
         return self._buffer

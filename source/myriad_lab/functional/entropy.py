@@ -14,10 +14,10 @@ from typing import Literal
 import torch
 
 from myriad_lab.errors import ConfigurationError, nearest
+from myriad_lab.functional.collective import ALONE, Collective
 from myriad_lab.functional.estimators import (
     MIN_RADIUS,
     digamma,
-    effective_sample_size,
     gather_from_neighbourhoods,
     importance_weighted_entropy,
     kl_from_radii,
@@ -30,8 +30,8 @@ from myriad_lab.functional.masked import masked_mean
 __all__ = [
     "EntropyEstimate",
     "deal",
-    "effective_sample_size",
     "entropy",
+    "head_statistics",
     "importance_weighted_entropy",
     "kl_to_others",
     "knn_entropy",
@@ -107,6 +107,7 @@ def particle_rewards(
     exclude_own_trajectory: bool = False,
     valid: torch.Tensor | None = None,
     min_radius: float = MIN_RADIUS,
+    ranks: Collective = ALONE,
 ) -> EntropyEstimate:
     """Return what each particle adds to the entropy of the pool.
 
@@ -119,7 +120,7 @@ def particle_rewards(
     * ``own``: ``ln V_j``, which the unit shifts by a constant that a baseline removes.
 
     Args:
-        points: Particles of all policies, shape (n, d).
+        points: Particles of all policies of all ranks, shape (n, d).
         k: Which neighbour.
         kind: One of the three.
         trajectory_ids: Trajectory of each particle, shape (n,).
@@ -127,6 +128,8 @@ def particle_rewards(
         valid: Particles that count, bool (n,); the others must lie where they are nobody's neighbours
             (:func:`myriad_lab.functional.masked.park_invalid`), and give nobody a reward.
         min_radius: See :func:`log_ball_volume`.
+        ranks: Each searches for the neighbours of its own block of the particles, in the pool of all; rewards, log
+            volumes and neighbours in the result are those of the block, the entropy is that of the pool.
 
     Raises:
         ConfigurationError: Unknown ``kind``, ids missing, or as in :func:`myriad_lab.functional.knn.knn`.
@@ -141,24 +144,69 @@ def particle_rewards(
     elif ids is not None:
         # Parked particles have trajectories of their own: they must not fill up anybody's.
         ids = torch.where(valid, ids, -1 - torch.arange(len(points), device=points.device))
-    exclude = "self" if ids is None else "group"
-    distances, neighbours = knn(points, points, k, query_groups=ids, reference_groups=ids, exclude=exclude)
+    own_valid, own_ids = ranks.own_rows(valid), None if ids is None else ranks.own_rows(ids)
+    distances, neighbours = _search_own(points, k, ids, ranks)
     log_volumes = log_ball_volume(distances[:, -1], points.shape[1], min_radius)
     num_valid = valid.sum().clamp_min(1)
-    others = (num_valid - (1 if ids is None else group_sizes(ids))).clamp_min(1).to(points.dtype)
-    estimate = masked_mean(log_volumes + others.log(), valid) - digamma(k)
+    others = (num_valid - (1 if own_ids is None else group_sizes(own_ids, ids))).clamp_min(1).to(points.dtype)
+    estimate = masked_mean(log_volumes + others.log(), own_valid, ranks=ranks) - digamma(k)
     if kind == "own":
-        rewards = log_volumes
+        return EntropyEstimate(log_volumes, estimate, log_volumes, neighbours)
+    if kind == "mepol":
+        shift = (num_valid.to(points.dtype) / k).log() - 1.0
     else:
-        shift = (num_valid.to(points.dtype) / k).log() - 1.0 if kind == "mepol" else -masked_mean(log_volumes, valid)
-        rewards = gather_from_neighbourhoods(torch.where(valid, log_volumes + shift, 0.0), neighbours)
+        shift = -masked_mean(log_volumes, own_valid, ranks=ranks)
+    rewards = gather_from_neighbourhoods(torch.where(own_valid, log_volumes + shift, 0.0), neighbours, ranks)
     return EntropyEstimate(rewards, estimate, log_volumes, neighbours)
+
+
+def _search_own(
+    points: torch.Tensor, k: int, ids: torch.Tensor | None, ranks: Collective
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the neighbours of this rank's particles in the pool, those of the same id, or themselves, left out."""
+    own = ranks.own_rows(points)
+    if ids is not None:
+        return knn(own, points, k, query_groups=ranks.own_rows(ids), reference_groups=ids, exclude="group")
+    if ranks.world_size == 1:
+        return knn(points, points, k, exclude="self")
+    # The search knows a query's own row only where the queries are all of the references: ask for one more, and leave
+    # the particle itself out, or the last one where copies of it stand before it.
+    distances, neighbours = knn(own, points, k + 1)
+    rows = ranks.own_rows(torch.arange(len(points), device=points.device))
+    itself = neighbours == rows.unsqueeze(1)
+    place = torch.where(itself.any(1), itself.int().argmax(1), k).unsqueeze(1)
+    columns = torch.arange(k, device=points.device)
+    kept = columns + (columns >= place)
+    return distances.gather(1, kept), neighbours.gather(1, kept)
 
 
 def population_statistics(
     points: torch.Tensor, k: int, *, num_trajectories: int | None = None, min_radius: float = MIN_RADIUS
 ) -> dict[str, torch.Tensor]:
-    """Return entropies, diversity and divergences of a population; compare them at equal m n, k and scaling only.
+    """Return the entropy of the pool of a population beside its :func:`head_statistics`, whose arguments these are.
+
+    Returns:
+        ``entropy_pool``, the entropy of all m n particles [nat], and the entries of :func:`head_statistics`.
+
+    Raises:
+        ConfigurationError: As there.
+    """
+    heads = head_statistics(points, k, num_trajectories=num_trajectories, min_radius=min_radius)
+    pool = points.flatten(0, 1)
+    radii = knn(pool, pool, k, exclude="self")[0][:, -1]
+    entropy_pool = knn_entropy(log_ball_volume(radii, points.shape[2], min_radius), len(pool) - 1, k)
+    return {"entropy_pool": entropy_pool} | heads
+
+
+def head_statistics(
+    points: torch.Tensor,
+    k: int,
+    *,
+    num_trajectories: int | None = None,
+    min_radius: float = MIN_RADIUS,
+    ranks: Collective = ALONE,
+) -> dict[str, torch.Tensor]:
+    """Return entropies, diversity and divergences of policies; compare them at equal m n, k and scaling only.
 
     The entropy of the mixture is the mean entropy of the policies plus their diversity, the generalised Jensen-Shannon
     divergence between 0 and ln m. The bias of the estimator depends on the number of particles, and those of one
@@ -166,13 +214,14 @@ def population_statistics(
     whole trajectories, dealt out evenly: 0 on average for equal policies, at most ln m and ln ``num_trajectories``.
 
     Args:
-        points: Particles by policy, shape (m, n, d), those of a trajectory one after another.
+        points: Particles by policy, of all ranks, shape (m, n, d), those of a trajectory one after another.
         k: Which neighbour, below n.
         num_trajectories: Trajectories of each policy; ``None`` where the particles are independent draws.
         min_radius: Lower bound of a neighbour distance, in the unit of the features.
+        ranks: Each searches for its own block of the policies; the result is that of all.
 
     Returns:
-        ``entropy_pool``: entropy of all m n particles; ``entropy_mixed``: mean of the m groups of n particles that are
+        ``entropy_mixed``: mean of the m groups of n particles that are
         dealt out from all policies; ``entropy_heads`` (m,); ``diversity`` = ``entropy_mixed`` - mean
         ``entropy_heads``; ``diversity_normalised``: divided by ln m (0 for m = 1); ``kl_heads`` (m,): divergence of
         each policy from the mixture of the others (0 for m = 1), too high where trajectories are few. All in nats,
@@ -189,47 +238,45 @@ def population_statistics(
             f"k = {k} with {num_points} particles for each of {num_policies} policies; expected 1 <= k < {num_points}. "
             "Lower k or take more particles."
         )
-    pool = points.flatten(0, 1)
-    pool_radii = knn(pool, pool, k, exclude="self")[0][:, -1]
-    entropy_pool = knn_entropy(log_ball_volume(pool_radii, dim, min_radius), len(pool) - 1, k)
+    rho = knn_within(ranks.own_rows(points), k)[0][..., -1]
+    own_heads = knn_entropy(log_ball_volume(rho, dim, min_radius), num_points - 1, k)
     if num_policies == 1:
-        zero = torch.zeros_like(entropy_pool)
-        return {
-            "entropy_pool": entropy_pool,
-            "entropy_mixed": entropy_pool,
-            "entropy_heads": entropy_pool[None],
-            "diversity": zero,
-            "diversity_normalised": zero,
-            "kl_heads": zero[None],
-        }
-    rho = knn_within(points, k)[0][..., -1]
-    entropy_heads = knn_entropy(log_ball_volume(rho, dim, min_radius), num_points - 1, k)
-    mixed_radii = knn_within(deal(points, num_trajectories), k)[0][..., -1]
-    entropy_mixed = knn_entropy(log_ball_volume(mixed_radii, dim, min_radius), num_points - 1, k).mean()
+        zero = own_heads.new_zeros(())
+        one = {"entropy_mixed": own_heads[0], "entropy_heads": own_heads, "kl_heads": zero[None]}
+        return one | {"diversity": zero, "diversity_normalised": zero}
+    mixed_radii = knn_within(ranks.own_rows(deal(points, num_trajectories)), k)[0][..., -1]
+    own_mixed = knn_entropy(log_ball_volume(mixed_radii, dim, min_radius), num_points - 1, k)
+    own_kl = kl_to_others(points, rho, k, min_radius, ranks)
+    found = ranks.gather_rows(torch.stack((own_heads, own_mixed, own_kl), dim=1))
+    entropy_heads, entropy_mixed = found[:, 0], found[:, 1].mean()
     diversity = entropy_mixed - entropy_heads.mean()
     return {
-        "entropy_pool": entropy_pool,
         "entropy_mixed": entropy_mixed,
         "entropy_heads": entropy_heads,
         "diversity": diversity,
         "diversity_normalised": diversity / math.log(num_policies),
-        "kl_heads": kl_to_others(points, rho, k, min_radius),
+        "kl_heads": found[:, 2],
     }
 
 
-def kl_to_others(points: torch.Tensor, rho: torch.Tensor, k: int, min_radius: float = MIN_RADIUS) -> torch.Tensor:
+def kl_to_others(
+    points: torch.Tensor, rho: torch.Tensor, k: int, min_radius: float = MIN_RADIUS, ranks: Collective = ALONE
+) -> torch.Tensor:
     """Return the divergence of each policy's particles from those of all others together [nat], shape (m,).
 
     Args:
-        points: Particles by policy, shape (m, n, d), m at least 2.
-        rho: Distance to the k-th neighbour within the policy, shape (m, n).
+        points: Particles by policy, of all ranks, shape (m, n, d), m at least 2.
+        rho: Distance to the k-th neighbour within the policy, for the policies of this rank, shape (m, n) in one
+            process.
         k: Which neighbour.
         min_radius: Lower bound of a neighbour distance.
+        ranks: Each gets the divergences of its own policies.
     """
     num_policies, num_points, dim = points.shape
     pool = points.flatten(0, 1)
     heads = torch.arange(num_policies, device=points.device).repeat_interleave(num_points)
-    nu = knn(pool, pool, k, query_groups=heads, reference_groups=heads, exclude="group")[0][:, -1]
+    own, own_heads = ranks.own_rows(pool), ranks.own_rows(heads)
+    nu = knn(own, pool, k, query_groups=own_heads, reference_groups=heads, exclude="group")[0][:, -1]
     others = (num_policies - 1) * num_points
     return kl_from_radii(rho, nu.view_as(rho), dim, num_points, others, min_radius)
 

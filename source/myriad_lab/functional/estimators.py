@@ -11,6 +11,8 @@ import math
 
 import torch
 
+from myriad_lab.functional.collective import ALONE, Collective
+
 MIN_RADIUS = 1e-4
 """Default lower bound of a neighbour distance, in the unit of the features (features of order one)."""
 
@@ -83,23 +85,38 @@ def kl_from_radii(
     return dim * log_ratio.mean(dim=-1) + math.log(num_others / (num_points - 1))
 
 
-def gather_from_neighbourhoods(values: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
+def gather_from_neighbourhoods(
+    values: torch.Tensor, neighbours: torch.Tensor, ranks: Collective = ALONE
+) -> torch.Tensor:
     """Return ``(1/k) sum_{i in R_j} values_i`` for each j: each particle hands its value to its neighbourhood.
 
     Args:
-        values: One value for each particle, shape (n,).
-        neighbours: The k nearest others of each particle, shape (n, k); the neighbourhood is the particle itself and
-            the first k - 1 of them.
+        values: One value for each particle of this rank, shape (n,).
+        neighbours: The k nearest others of each particle, rows of the pool of all ranks, shape (n, k); the
+            neighbourhood is the particle itself and the first k - 1 of them.
+        ranks: Whose particles form the pool.
     """
     k = neighbours.shape[1]
     receivers = neighbours[:, : k - 1].flatten()
-    return values.index_add(0, receivers, values.repeat_interleave(k - 1)) / k
+    handed_out = values.new_zeros(ranks.world_size * len(values))
+    ranks.own_rows(handed_out).copy_(values)
+    handed_out.index_add_(0, receivers, values.repeat_interleave(k - 1))
+    return ranks.own_rows(ranks.sum(handed_out)) / k
 
 
-def effective_sample_size(log_weights: torch.Tensor) -> torch.Tensor:
-    """Return ``(sum w)^2 / sum w^2`` over the last axis: n for equal weights, 1 where one weight dominates.
+def log_weight_sums(log_weights: torch.Tensor) -> torch.Tensor:
+    """Return ``ln sum w`` and ``ln sum w^2`` over the last axis, shape (..., 2); those of parts add up under the log.
 
     Args:
-        log_weights: Log importance weights, any common factor, shape (..., n).
+        log_weights: Log importance weights, shape (..., n).
     """
-    return (2.0 * log_weights.logsumexp(dim=-1) - (2.0 * log_weights).logsumexp(dim=-1)).exp()
+    return torch.stack((log_weights.logsumexp(dim=-1), (2.0 * log_weights).logsumexp(dim=-1)), dim=-1)
+
+
+def effective_sample_size(log_sums: torch.Tensor) -> torch.Tensor:
+    """Return ``(sum w)^2 / sum w^2``: n for n equal weights, 1 where one weight dominates.
+
+    Args:
+        log_sums: What :func:`log_weight_sums` returns, shape (..., 2); a factor common to all weights cancels.
+    """
+    return (2.0 * log_sums[..., 0] - log_sums[..., 1]).exp()

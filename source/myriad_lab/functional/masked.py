@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import torch
 
+from myriad_lab.functional.collective import ALONE, Collective
 
-def masked_mean(values: torch.Tensor, mask: torch.Tensor, dim: int | None = None) -> torch.Tensor:
+
+def masked_mean(
+    values: torch.Tensor, mask: torch.Tensor, dim: int | None = None, ranks: Collective = ALONE
+) -> torch.Tensor:
     """Return the mean of ``values`` where ``mask``; 0 where nothing is valid. Values elsewhere may be NaN.
 
     Args:
         values: Any shape.
         mask: Bool, same shape.
         dim: Axis to reduce, all axes by default.
+        ranks: Whose values are averaged over, along ``dim`` too.
     """
     kept = torch.where(mask, values, 0.0)
     if dim is None:
-        return kept.sum() / mask.sum().clamp_min(1)
-    return kept.sum(dim) / mask.sum(dim).clamp_min(1)
+        return ranks.sum(kept.sum()) / ranks.sum(mask.sum()).clamp_min(1)
+    return ranks.sum(kept.sum(dim)) / ranks.sum(mask.sum(dim)).clamp_min(1)
 
 
-def masked_std(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return the standard deviation (not bias-corrected) of ``values`` where ``mask``, a scalar."""
-    return masked_mean((values - masked_mean(values, mask)).square(), mask).sqrt()
+def masked_std(values: torch.Tensor, mask: torch.Tensor, ranks: Collective = ALONE) -> torch.Tensor:
+    """Return the standard deviation (not bias-corrected) of ``values`` where ``mask``, on all ranks, a scalar."""
+    return masked_mean((values - masked_mean(values, mask, ranks=ranks)).square(), mask, ranks=ranks).sqrt()
 
 
-def standardize(values: torch.Tensor, mask: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
-    """Return ``values`` with zero mean and unit variance over the entries where ``mask``; 0 elsewhere."""
-    centred = torch.where(mask, values - masked_mean(values, mask), 0.0)
-    return centred / (masked_std(values, mask) + eps)
+def standardize(values: torch.Tensor, mask: torch.Tensor, eps: float = 1e-8, ranks: Collective = ALONE) -> torch.Tensor:
+    """Return ``values`` with zero mean and unit variance over the entries of all ranks where ``mask``; 0 elsewhere."""
+    centred = torch.where(mask, values - masked_mean(values, mask, ranks=ranks), 0.0)
+    return centred / (masked_std(values, mask, ranks) + eps)
 
 
 def park_invalid(points: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

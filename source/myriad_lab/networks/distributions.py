@@ -6,6 +6,8 @@ import math
 
 import torch
 
+from myriad_lab.functional.collective import ALONE, Collective
+
 _HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -21,9 +23,13 @@ class TanhGaussian:
         self.mean = mean
         self.log_std = log_std
 
-    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Draw actions before the squash, ``(..., num_actions)``; differentiable in mean and log std."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+    def sample(self, generator: torch.Generator | None = None, ranks: Collective = ALONE) -> torch.Tensor:
+        """Draw actions before the squash, ``(..., num_actions)``; differentiable in mean and log std.
+
+        The noise is that of this rank's rows of the distributions of all ``ranks``.
+        """
+        like = {"device": self.mean.device, "dtype": self.mean.dtype}
+        noise = ranks.draw(torch.randn, *self.mean.shape, generator=generator, **like)
         return self.mean + self.log_std.exp() * noise
 
     def log_prob(self, pre_squash: torch.Tensor) -> torch.Tensor:

@@ -98,6 +98,12 @@ class StackedHeads(nn.Module):
         """Return the names of the parameters whose first axis is the head."""
         return [name for name, _ in self.named_parameters() if name not in self._shared]
 
+    def keep(self, heads: slice) -> None:
+        """Forget all heads but these."""
+        for name in self.stacked_names():
+            setattr(self, name, nn.Parameter(self.get_parameter(name).detach()[heads].clone()))
+        self.num_heads = len(self.out_bias)
+
     def forward(self, hidden: torch.Tensor, head_ids: torch.Tensor | None = None) -> torch.Tensor:
         """Apply head ``i`` to the rows ``hidden[i]``.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from myriad_lab.functional.collective import ALONE, Collective
+
 
 class RunningNormalizer(nn.Module):
     """Shift and scale observations to zero mean and unit variance, then clip.
@@ -27,13 +29,15 @@ class RunningNormalizer(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     @torch.no_grad()
-    def update(self, obs: torch.Tensor) -> None:
-        """Merge a batch of observations ``(..., num_features)`` into the statistics."""
+    def update(self, obs: torch.Tensor, ranks: Collective = ALONE) -> None:
+        """Merge a batch of observations ``(..., num_features)``, as many on every rank, into the statistics."""
         rows = obs.reshape(-1, self.mean.shape[0])
-        batch_mean = rows.mean(0)
-        batch_var = rows.var(0, correction=0)
-        total = self.count + rows.shape[0]
-        share = (rows.shape[0] / total).to(self.mean.dtype)
+        means, variances = ranks.gather_rows(torch.stack((rows.mean(0), rows.var(0, correction=0)))[None]).unbind(1)
+        # The same merge by count, of batches that all count the same.
+        batch_mean, batch_var = means.mean(0), variances.mean(0) + means.var(0, correction=0)
+        num_rows = ranks.world_size * rows.shape[0]
+        total = self.count + num_rows
+        share = (num_rows / total).to(self.mean.dtype)
         delta = batch_mean - self.mean
         # The first batch (share 1) replaces the initial values, including the unit variance.
         self.var.copy_(torch.lerp(self.var, batch_var, share) + delta.square() * share * (1.0 - share))

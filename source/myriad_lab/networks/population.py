@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from myriad_lab.errors import ConfigurationError
+from myriad_lab.functional.collective import ALONE, Collective
 from myriad_lab.networks.distributions import TanhGaussian
 from myriad_lab.networks.heads import StackedHeads
 from myriad_lab.networks.mlp import MLP
@@ -156,7 +157,11 @@ class PopulationActor(nn.Module):
         return TanhGaussian(*self(obs))
 
     def act(
-        self, obs: torch.Tensor, generator: torch.Generator | None = None, deterministic: bool = False
+        self,
+        obs: torch.Tensor,
+        generator: torch.Generator | None = None,
+        deterministic: bool = False,
+        ranks: Collective = ALONE,
     ) -> PolicySample:
         """Draw one action for each env from the policy the env belongs to.
 
@@ -164,6 +169,7 @@ class PopulationActor(nn.Module):
             obs: Policy observations, shape (num_envs, num_obs), envs in contiguous blocks of equal size per policy.
             generator: Source of the noise.
             deterministic: Take the mean instead of a sample.
+            ranks: The noise is drawn for the envs of all of them, as one process would.
 
         Returns:
             Actions of all envs, in the order of the envs.
@@ -171,7 +177,7 @@ class PopulationActor(nn.Module):
         num_envs = obs.shape[0]
         rows = check_population(num_envs, self.num_policies)
         policy = self.distribution(obs.reshape(self.num_policies, rows, -1))
-        pre_squash = policy.mean if deterministic else policy.sample(generator)
+        pre_squash = policy.mean if deterministic else policy.sample(generator, ranks)
         log_prob = policy.log_prob(pre_squash).reshape(num_envs)
         pre_squash = pre_squash.reshape(num_envs, self.num_actions)
         return PolicySample(self.squash(pre_squash), pre_squash, log_prob)
@@ -180,10 +186,14 @@ class PopulationActor(nn.Module):
         """Bring actions into [-1, 1], same shape."""
         return torch.tanh(pre_squash) if self.cfg.squash == "tanh" else pre_squash.clamp(-1.0, 1.0)
 
+    def stacked_names(self) -> list[str]:
+        """Return the names of the parameters whose first axis is the policy; all others are shared."""
+        names = [f"heads.{name}" for name in self.heads.stacked_names()]
+        return names if self.raw_log_std is None else [*names, "raw_log_std"]
+
     def head_parameters(self) -> list[nn.Parameter]:
         """Return the parameters stacked over policies; all others are shared."""
-        stacked = [self.heads.get_parameter(name) for name in self.heads.stacked_names()]
-        return stacked if self.raw_log_std is None else [*stacked, self.raw_log_std]
+        return [self.get_parameter(name) for name in self.stacked_names()]
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Return the parameters used by every policy."""
@@ -197,13 +207,19 @@ class PopulationActor(nn.Module):
             ConfigurationError: If an id is out of range.
         """
         ids = self._check_ids(head_ids)
-        stacked = {f"heads.{name}" for name in self.heads.stacked_names()} | {"raw_log_std"}
-        # The initial weights are overwritten; drawing them must not move the global generator.
-        with torch.random.fork_rng(devices=[]):
-            copy = PopulationActor(self.num_obs, self.num_actions, len(ids), self.cfg)
+        stacked = self.stacked_names()
         state = {k: (v[ids] if k in stacked else v).detach().clone() for k, v in self.state_dict().items()}
-        copy.load_state_dict(state)
-        return copy.to(self.heads.out_weight.device)
+        return self._with_state(state, len(ids)).to(self.heads.out_weight.device)
+
+    def collect(self, ranks: Collective) -> PopulationActor:
+        """Return the population of all ranks, on the CPU, for rank 0 to save; a call of all ranks.
+
+        In a run of one process that is this one itself, and so it is on the other ranks.
+        """
+        state = collect_state(self, ranks)
+        if ranks.world_size == 1 or not ranks.is_main:
+            return self
+        return self._with_state(state, ranks.world_size * self.num_policies)
 
     def single(self, head_id: int) -> SinglePolicy:
         """Return one policy as a plain module: observation (b, num_obs) to action (b, num_actions)."""
@@ -212,6 +228,13 @@ class PopulationActor(nn.Module):
     def indexed(self) -> IndexedPolicy:
         """Return all policies as a module of (observation (b, num_obs), head ids (b,)) to actions (b, num_actions)."""
         return IndexedPolicy(self)
+
+    def _with_state(self, state: Mapping[str, torch.Tensor], num_policies: int) -> PopulationActor:
+        # The initial weights are overwritten; drawing them must not move the global generator.
+        with torch.random.fork_rng(devices=[]):
+            copy = PopulationActor(self.num_obs, self.num_actions, num_policies, self.cfg)
+        copy.load_state_dict(state)
+        return copy
 
     def _split(self, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mean = out[..., : self.num_actions]
@@ -290,6 +313,28 @@ class PopulationValue(nn.Module):
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         """Map observations (num_policies, rows, num_obs) to values (num_policies, rows)."""
         return self.heads(self.trunk(self.normalizer(obs))).squeeze(-1)
+
+    def stacked_names(self) -> list[str]:
+        """Return the names of the parameters whose first axis is the policy; all others are shared."""
+        return [f"heads.{name}" for name in self.heads.stacked_names()]
+
+
+def collect_state(network: PopulationActor | PopulationValue, ranks: Collective) -> dict[str, torch.Tensor]:
+    """Return the state dict of a network with the heads of all ranks; see ``Collective.collect_rows``."""
+    stacked = network.stacked_names()
+    return {k: ranks.collect_rows(v) if k in stacked else v for k, v in network.state_dict().items()}
+
+
+def load_own_state(
+    network: PopulationActor | PopulationValue, state: Mapping[str, torch.Tensor], ranks: Collective
+) -> None:
+    """Load this rank's heads, and all that is shared, from a state dict with the heads of all ranks.
+
+    Raises:
+        RuntimeError: If it belongs to another network.
+    """
+    stacked = network.stacked_names()
+    network.load_state_dict({k: ranks.own_rows(v) if k in stacked else v for k, v in state.items()})
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:

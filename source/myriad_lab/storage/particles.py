@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from myriad_lab.errors import CheckpointError, ConfigurationError
+from myriad_lab.functional.collective import ALONE, Collective
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,8 @@ class ParticleBuffer:
         num_features: Features d of a particle.
         device: Where the memory lives.
         dtype: Of the features.
+        ranks: Each keeps the particles of its own policies, and its state dict, a call of all ranks, holds those of
+            all.
 
     Raises:
         ConfigurationError: If a size is not positive.
@@ -38,6 +41,7 @@ class ParticleBuffer:
         num_features: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        ranks: Collective = ALONE,
     ) -> None:
         if min(num_policies, capacity_per_policy, num_features) < 1:
             raise ConfigurationError(
@@ -45,7 +49,7 @@ class ParticleBuffer:
                 f"{capacity_per_policy}, num_features={num_features}."
             )
         self.num_policies, self.capacity, self.num_features = num_policies, capacity_per_policy, num_features
-        self.device, self.dtype = torch.empty(0, device=device).device, dtype
+        self.device, self.dtype, self.ranks = torch.empty(0, device=device).device, dtype, ranks
         logger.info(
             "particle buffer of %d x %d particles: %.1f MiB", num_policies, capacity_per_policy, self.num_bytes / 2**20
         )
@@ -134,7 +138,7 @@ class ParticleBuffer:
         usable = ranks[:, -1:]
         edges = torch.arange(num_per_policy + 1, device=self.device) * usable // num_per_policy
         low, high = edges[:, :-1], edges[:, 1:]
-        share = torch.rand(low.shape, generator=generator, device=self.device)
+        share = self.ranks.draw(torch.rand, self.num_policies, num_per_policy, generator=generator, device=self.device)
         drawn = torch.minimum(low + (share * (high - low)).long(), (high - 1).maximum(low))
         found = torch.searchsorted(ranks, drawn + 1).clamp_max(filled - 1)
         chosen = slots[found]
@@ -144,8 +148,8 @@ class ParticleBuffer:
     def state_dict(self) -> dict[str, Any]:
         """Return the particles and the position of the ring."""
         return {
-            "features": self._features,
-            "ids": self._ids,
+            "features": self.ranks.collect_rows(self._features),
+            "ids": self.ranks.collect_rows(self._ids),
             "head": self._head,
             "sizes": list(self._sizes),
         }
@@ -156,12 +160,13 @@ class ParticleBuffer:
         Raises:
             CheckpointError: If the state is of a buffer of another size.
         """
-        if state["features"].shape != self._features.shape:
+        features = self.ranks.own_rows(state["features"])
+        if features.shape != self._features.shape:
             raise CheckpointError(
-                f"particles of the shape {tuple(state['features'].shape)} in the checkpoint, "
+                f"particles of the shape {tuple(features.shape)} in the checkpoint, "
                 f"{tuple(self._features.shape)} in this run; use the same num_policies, capacity and features."
             )
-        self._features.copy_(state["features"])
-        self._ids.copy_(state["ids"])
+        self._features.copy_(features)
+        self._ids.copy_(self.ranks.own_rows(state["ids"]))
         self._head = int(state["head"])
         self._sizes = deque(int(size) for size in state["sizes"])
