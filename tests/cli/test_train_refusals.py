@@ -68,7 +68,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--task", TASK, *SMALL, "--viz", "viser"], ["--viz viser", "--backend isaaclab alone", "--video"]),
         (["--task", TASK, *SMALL, "--algorithm", "arac"], ["arac", "not available yet", "kmyriad"]),
         (["--task", TASK, *SMALL, "--algorithm", "kmyriat"], ["kmyriat", "Did you mean kmyriad"]),
-        (["--task", TASK, *SMALL, "--distributed"], ["--distributed", "not available yet"]),
+        (["--task", TASK, *SMALL, "--distributed"], ["RANK, WORLD_SIZE", "not set", "torchrun --nproc_per_node"]),
         (["--task", TASK, *SMALL, "--num_envs", "-3"], ["--num_envs", "at least 1"]),
         (["--task", TASK, *SMALL, "--max_iterations", "0"], ["--max_iterations", "at least 1"]),
         (["--task", TASK, *SMALL, "--checkpoint", "gone"], ["gone", "does not exist"]),

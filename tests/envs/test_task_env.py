@@ -11,9 +11,11 @@ from myriad_lab.envs.arena import Arena
 from myriad_lab.envs.contract import ActionSpec, TermSpec
 from myriad_lab.envs.robot import RobotCfg
 from myriad_lab.envs.robot_state import InitialState
+from myriad_lab.envs.shard import Shard
 from myriad_lab.envs.task_env import TaskEnv
 from myriad_lab.envs.torch.point import PointSimulator
 from myriad_lab.errors import ConfigurationError
+from myriad_lab.tasks.registry import make_env
 
 ROBOT = RobotCfg(
     "point", ActionSpec(("x", "y"), "velocity", "m/s", (1.0, 1.0), (0.0, 0.0)), physics_dt=1.0, decimation=1
@@ -217,3 +219,19 @@ def test_a_state_of_another_size_is_refused(env):
 def test_rsl_rl_may_stagger_episodes_by_assigning_the_counter(env):
     env.episode_length_buf = torch.tensor([4, 0, 2, 0])
     assert env.step(torch.zeros(4, 2))[2].tolist() == [1, 0, 0, 0]
+
+
+def test_blocks_of_a_batch_start_together_as_the_whole_batch_and_singly_on_their_own():
+    def make(index: int, count: int):
+        return make_env("Myriad-PointMaze-Maze", num_envs=4 // count, seed=3, shard=Shard(index, count))
+
+    whole, blocks = make(0, 1), [make(i, 2) for i in range(2)]
+    for _ in range(2):
+        starts = [env.reset()["policy"] for env in blocks]
+        assert torch.equal(torch.cat(starts), whole.reset()["policy"])
+    single = [env.reset(torch.tensor([0]))["policy"][0] for env in blocks]
+    assert not torch.equal(*single)
+    again = make(1, 2)
+    again.load_state_dict(blocks[1].state_dict())
+    assert torch.equal(again.reset(torch.tensor([1]))["policy"], blocks[1].reset(torch.tensor([1]))["policy"])
+    assert torch.equal(again.reset()["policy"], blocks[1].reset()["policy"])

@@ -12,6 +12,7 @@ from myriad_lab.algorithms.pql import PQLCfg
 from myriad_lab.algorithms.pql_parts import check_squash
 from myriad_lab.envs.contract import VecEnv
 from myriad_lab.errors import ConfigurationError
+from myriad_lab.functional.collective import ALONE, Collective
 from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
 from myriad_lab.runners.callbacks import Callback
 from myriad_lab.runners.parallel_q_runner import ParallelQRunner, ParallelQRunnerCfg
@@ -67,6 +68,8 @@ class Setting:
     """Observers."""
     manifest: Mapping[str, Any]
     """Entries of the bundles' manifest that only the command line knows."""
+    ranks: Collective = ALONE
+    """Processes that train one population together."""
 
 
 class EnvSizes(Protocol):
@@ -148,6 +151,7 @@ def make_runner(algorithm: str, setting: Setting) -> Any:
             f"nothing says what the entropy of {setting.env.spec.task} is measured on; name it, e.g. "
             "isaaclab.features=[joint_pos] (docs/isaaclab.md lists the names)"
         )
+    population["ranks"] = setting.ranks
     return PopulationRunner(setting.env, _narrow(agent, KMyriadCfg), agent.runner, *place, **population)
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from myriad_lab.cli.configuration import compose, flatten, keys_of
+from myriad_lab.envs.shard import WHOLE, Shard
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.tasks import registry
 from myriad_lab.tasks.registry import ISAACLAB
@@ -55,8 +56,17 @@ class EnvPlan:
         """Whether the process can have no second env beside this one."""
         return self.backend == ISAACLAB
 
-    def make(self, num_envs: int, *, device: str, seed: int, final_obs: bool = True) -> VecEnv:
-        """Build the env."""
+    def make(
+        self,
+        num_envs: int,
+        *,
+        device: str,
+        seed: int,
+        final_obs: bool = True,
+        shard: Shard = WHOLE,
+        num_threads: int | None = None,
+    ) -> VecEnv:
+        """Build the env; arguments as for ``registry.make_env``."""
         return registry.make_env(
             self.task_id,
             backend=self.backend,
@@ -66,6 +76,8 @@ class EnvPlan:
             final_obs=final_obs,
             overrides=self.values,
             isaaclab=self.isaaclab,
+            shard=shard,
+            num_threads=num_threads,
         )
 
 

@@ -17,9 +17,9 @@ class GracefulStop:
     ends the process at once. Outside the main thread, where Python allows no handlers, it does nothing.
     """
 
-    def __init__(self, request_stop: Callable[[], None]) -> None:
-        """Take what asks the run to stop after its iteration."""
-        self.request_stop = request_stop
+    def __init__(self, request_stop: Callable[[], None], tell: bool = True) -> None:
+        """Take what asks the run to stop after its iteration, and whether to say so on the terminal."""
+        self.request_stop, self.tell = request_stop, tell
         self.signal_number: int | None = None
         """The signal that arrived, ``None`` if none did."""
         self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
@@ -42,7 +42,8 @@ class GracefulStop:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal_number = number
         self._restore()
-        print("\nstopping: the iteration is finished and saved first; once more ends at once", file=sys.stderr)
+        if self.tell:
+            print("\nstopping: the iteration is finished and saved first; once more ends at once", file=sys.stderr)
         self.request_stop()
 
     def _restore(self) -> None:

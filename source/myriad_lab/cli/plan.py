@@ -105,7 +105,7 @@ def make_layers(flags: Mapping[str, Any], groups: Mapping[str, str], resume: Any
             )
         config = resume.manifest.config
         kept: Layer = {section: flatten(config.get(section, {})) for section in SECTIONS}
-        for name in ("checkpoint", "portfolio", "viz"):
+        for name in ("checkpoint", "portfolio", "viz", "distributed"):
             kept["run"].pop(name, None)
         return [kept, given]
     experiment = _preset("experiment", groups["experiment"]) if "experiment" in groups else {}

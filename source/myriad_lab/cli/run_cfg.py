@@ -47,7 +47,7 @@ class RunCfg:
     seed: int = _flag(0, "seed of everything random (default: 0)", seed_int)
     device: str = _flag("cpu", "device of networks and buffers, and of GPU simulators (default: cpu)")
     deterministic: bool = _flag(False, "refuse operations that are not bitwise repeatable")
-    distributed: bool = _flag(False, "not available yet")
+    distributed: bool = _flag(False, "one of the processes that torchrun starts; they share out policies and envs")
     logger: str = _flag("tensorboard", "beside the console and metrics.jsonl (default: tensorboard)", choices=LOGGERS)
     experiment_name: str | None = _flag(None, "folder under runs/ (default: task and algorithm)")
     run_name: str = _flag("", "added to the name of the run folder", str)
@@ -77,7 +77,7 @@ def check_choices(run: RunCfg) -> None:
         ConfigurationError: Naming the value, and the choices there are.
     """
     if run.distributed:
-        raise ConfigurationError("--distributed is not available yet; leave it out")
+        _check_distributed(run)
     if run.viz and run.backend != "isaaclab":
         raise ConfigurationError(
             f"--viz {run.viz}: training is watched on --backend isaaclab alone; record films with --video, or look at "
@@ -96,3 +96,18 @@ def check_choices(run: RunCfg) -> None:
             raise ConfigurationError(f"{name}={value!r} is no folder name; leave out slashes and dots in front")
     if run.portfolio and run.checkpoint:
         raise ConfigurationError("--checkpoint goes on with a run, --portfolio starts a new one; give one of them")
+
+
+def _check_distributed(run: RunCfg) -> None:
+    """Refuse what several processes cannot do together yet."""
+    if run.algorithm != "kmyriad":
+        raise ConfigurationError(
+            f"--distributed works with --algorithm kmyriad, not with {run.algorithm}; leave it out"
+        )
+    if run.backend == "isaaclab":
+        raise ConfigurationError("--distributed has no --backend isaaclab yet; take mujoco or torch, or leave it out")
+    if run.video:
+        raise ConfigurationError(
+            "--video: with --distributed no process has all policies; leave it out, and film the run afterwards with "
+            "`myriad play --video`"
+        )

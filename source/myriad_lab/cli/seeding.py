@@ -36,6 +36,11 @@ def starting_actor(plan: TrainPlan, env: VecEnv) -> tuple[Any, dict[str, Any]]:
         "Starts from %s (%s, %d heads, iteration %d)", bundle.path, manifest.algorithm, heads, manifest.iteration
     )
     scored = heads > 1 and (run.seeding == "best" or run.num_policies < heads)
+    if scored and run.distributed:
+        raise ConfigurationError(
+            f"--distributed: the {heads} heads of {bundle.path} would have to be scored first, which every process "
+            f"would do by itself; start from all of them with --num_policies {heads} or a multiple"
+        )
     scores, env_steps = zero_shot_returns(plan, env) if scored else ([0.0] * heads, 0)
     seeding = "best" if run.algorithm == "ppo" else run.seeding
     chosen = seed_heads(heads, run.num_policies, cast(Any, seeding), scores)

@@ -16,6 +16,7 @@ from myriad_lab.errors import ConfigurationError
 if TYPE_CHECKING:
     from myriad_lab.cli.plan import TrainPlan
     from myriad_lab.envs.contract import VecEnv
+    from myriad_lab.functional.collective import Collective
     from myriad_lab.portfolio.run_folder import RunFolder
     from myriad_lab.runners.callbacks import Callback
 
@@ -42,6 +43,8 @@ class TrainResult:
     """Metrics of the last iteration."""
     done_before: bool = False
     """Whether it was asked to go on and had nothing left to do."""
+    is_main: bool = True
+    """Whether this process is the one, of those that trained together, that tells of it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,13 +61,18 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     from myriad_lab.cli.plan import given_flags
 
     result = train(given_flags(args), overrides)
+    if result.is_main:
+        _tell(result)
+    return 130 if result.interrupted else 0
+
+
+def _tell(result: TrainResult) -> None:
     print(f"{result.iteration} iterations, {result.env_steps:,} env steps, {result.wall_time:.0f} s of training")
     print(f"run folder: {result.folder}")
     if result.done_before:
         print("the run was done before: a larger --max_iterations, --max_env_steps or --max_seconds goes on with it")
     if result.interrupted:
         print(f"go on with: myriad train --checkpoint {result.folder}")
-    return 130 if result.interrupted else 0
 
 
 def train(
@@ -87,25 +95,43 @@ def train(
         CheckpointError: If a bundle is missing, damaged or does not fit.
     """
     from myriad_lab.cli.plan import make_plan
+    from myriad_lab.cli.ranks import open_ranks, physics_threads, place_of
     from myriad_lab.cli.run_info import finish_run
     from myriad_lab.portfolio.run_folder import RunFolder
 
+    place = place_of(flags)
     plan = make_plan(flags, overrides)
     if plan.resume is not None and _is_done(plan, plan.resume.manifest):
-        return _result_of_done(plan)
+        return _result_of_done(plan, is_main=place.rank == 0)
     settle_torch(plan.run.deterministic)
-    assert plan.run.num_envs is not None
-    # PPO bootstraps as RSL-RL does, without final observations, which not every task of Isaac Lab can give.
-    needs_final_obs = plan.run.algorithm != "ppo"
-    env = plan.env.make(plan.run.num_envs, device=plan.run.device, seed=plan.run.seed, final_obs=needs_final_obs)
-    try:
-        actor, seeding = _starting_actor(plan, env)
-        runner = _make_runner(plan, env, actor, callbacks)
-        result = _learn(plan, runner, list(sys.argv if command is None else command), seeding)
-    finally:
-        env.close()
-    finish_run(RunFolder(result.folder), result)
+    with open_ranks(place, plan.run) as ranks:
+        env = _make_env(plan, ranks, physics_threads(place))
+        try:
+            actor, seeding = _starting_actor(plan, env)
+            runner = _make_runner(plan, env, actor, callbacks, ranks)
+            result = _learn(plan, runner, list(sys.argv if command is None else command), seeding, ranks)
+        finally:
+            env.close()
+    if result.is_main:
+        finish_run(RunFolder(result.folder), result)
     return result
+
+
+def _make_env(plan: TrainPlan, ranks: Collective, num_threads: int | None) -> VecEnv:
+    """Build the envs of this rank."""
+    from myriad_lab.envs.shard import Shard
+
+    run = plan.run
+    assert run.num_envs is not None
+    return plan.env.make(
+        run.num_envs // ranks.world_size,
+        device=run.device,
+        seed=run.seed,
+        # PPO bootstraps as RSL-RL does, without final observations, which not every task of Isaac Lab can give.
+        final_obs=run.algorithm != "ppo",
+        shard=Shard(ranks.rank, ranks.world_size),
+        num_threads=num_threads,
+    )
 
 
 def settle_torch(deterministic: bool = False) -> None:
@@ -148,7 +174,7 @@ def _is_done(plan: TrainPlan, progress: Any) -> bool:
     return any(budget is not None and used >= budget for used, budget in budgets)
 
 
-def _result_of_done(plan: TrainPlan) -> TrainResult:
+def _result_of_done(plan: TrainPlan, is_main: bool) -> TrainResult:
     """Return the result of a run with nothing left to do, which is finished even where it was killed before it said so.
 
     Raises:
@@ -168,13 +194,13 @@ def _result_of_done(plan: TrainPlan) -> TrainResult:
     folder = RunFolder.open(path)
     metrics = {name: value for name, value in manifest.metrics.items() if value is not None}
     counters = (manifest.iteration, manifest.env_steps, manifest.wall_time)
-    result = TrainResult(folder.path, path, False, *counters, metrics, done_before=True)
-    if not folder.read_info().get("finished"):
+    result = TrainResult(folder.path, path, False, *counters, metrics, done_before=True, is_main=is_main)
+    if is_main and not folder.read_info().get("finished"):
         finish_run(folder, result)
     return result
 
 
-def _make_runner(plan: TrainPlan, env: Any, actor: Any, callbacks: Sequence[Callback]) -> Any:
+def _make_runner(plan: TrainPlan, env: Any, actor: Any, callbacks: Sequence[Callback], ranks: Collective) -> Any:
     """Build the runner, and bring it to where the resumed bundle was; nothing is written, whatever does not fit."""
     from myriad_lab.cli.algorithms import Setting, make_runner
     from myriad_lab.cli.run_info import manifest_entries
@@ -190,6 +216,7 @@ def _make_runner(plan: TrainPlan, env: Any, actor: Any, callbacks: Sequence[Call
         actor=actor,
         callbacks=[*_budgets(plan), *_videos(plan), *callbacks],
         manifest=manifest_entries(plan),
+        ranks=ranks,
     )
     runner = make_runner(run.algorithm, setting)
     if plan.resume is not None:
@@ -197,35 +224,43 @@ def _make_runner(plan: TrainPlan, env: Any, actor: Any, callbacks: Sequence[Call
     return runner
 
 
-def _learn(plan: TrainPlan, runner: Any, command: Sequence[str], seeding: Mapping[str, Any]) -> TrainResult:
-    """Open the run folder and let the runner learn until it is done or told to stop."""
+def _learn(
+    plan: TrainPlan, runner: Any, command: Sequence[str], seeding: Mapping[str, Any], ranks: Collective
+) -> TrainResult:
+    """Open the run folder and let the runner learn until it is done or told to stop; rank 0 alone writes."""
+    import torch
+
     from myriad_lab.cli.interrupt import GracefulStop
     from myriad_lab.cli.run_info import folder_of, open_run
     from myriad_lab.monitor.logger import make_loggers
+    from myriad_lab.portfolio.run_folder import RunFolder
 
     run = plan.run
     assert run.max_iterations is not None
-    folder = folder_of(plan)
+    folder = RunFolder(ranks.from_main(str(folder_of(plan).path) if ranks.is_main else None))
     names = ["console"] if run.logger == "none" else ["console", run.logger]
     total = None if run.max_env_steps or run.max_seconds else run.max_iterations
-    loggers = make_loggers(names, folder.path, total)
+    loggers = make_loggers(names, folder.path, total) if ranks.is_main else []
     try:
-        open_run(folder, plan, command, seeding)
+        if ranks.is_main:
+            open_run(folder, plan, command, {**seeding, "ranks": ranks.world_size})
         if plan.env.one_at_a_time:
             from myriad_lab.envs.isaaclab.launch import dump_env_cfg
 
             dump_env_cfg(runner.env, folder.path / "config" / "isaaclab_env.yaml")
         runner.run_folder, runner.loggers = folder, loggers
-        if plan.resume is not None:
+        if plan.resume is not None and ranks.is_main:
             _turn_back(folder, runner)
-        with GracefulStop(runner.request_stop) as stop:
+        with GracefulStop(runner.request_stop, tell=ranks.is_main) as stop:
             runner.learn(run.max_iterations - runner.iteration)
     finally:
         for sink in loggers:
             sink.close()
-    interrupted = stop.signal_number is not None and not _is_done(plan, runner)
+    stopped = ranks.any(torch.tensor(stop.signal_number is not None))  # a signal to one rank stops all of them
+    interrupted = bool(stopped) and not _is_done(plan, runner)
     counters = (runner.iteration, runner.env_steps, runner.wall_time)
-    return TrainResult(folder.path, folder.latest(), interrupted, *counters, dict(runner.metrics))
+    latest = Path(ranks.from_main(str(folder.latest()) if ranks.is_main else None))  # others may ask before it is there
+    return TrainResult(folder.path, latest, interrupted, *counters, dict(runner.metrics), is_main=ranks.is_main)
 
 
 def _turn_back(folder: RunFolder, runner: Any) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 
 from myriad_lab.envs.contract import EnvSpec, TermSpec, VecEnv
-from myriad_lab.envs.robot_state import RobotState
+from myriad_lab.envs.robot_state import InitialState, RobotState
+from myriad_lab.envs.shard import WHOLE, Shard
 from myriad_lab.envs.simulator import Simulator
 from myriad_lab.envs.task import Task
 from myriad_lab.errors import BrokenPolicyError, ConfigurationError
@@ -24,7 +26,14 @@ class TaskEnv(VecEnv):
     """
 
     def __init__(
-        self, task: Task, simulator: Simulator, *, seed: int, final_obs: bool = True, task_id: str | None = None
+        self,
+        task: Task,
+        simulator: Simulator,
+        *,
+        seed: int,
+        final_obs: bool = True,
+        task_id: str | None = None,
+        shard: Shard = WHOLE,
     ) -> None:
         """Bind the task to the simulator and start the first episodes.
 
@@ -34,6 +43,8 @@ class TaskEnv(VecEnv):
             seed: Seed of this env's own generator; nothing else is random here.
             final_obs: Whether ``extras["final_obs"]`` is given.
             task_id: Registered id for ``spec.task``; the name of the class by default.
+            shard: Which part of a batch these envs are. Where all of them start anew together they start as in the
+                whole batch; whatever else is drawn (starts of single envs, commands) is drawn for this part alone.
 
         Raises:
             ConfigurationError: An observation of the task has another shape than its terms say, or is not finite from
@@ -58,8 +69,12 @@ class TaskEnv(VecEnv):
         self.episode_length_buf = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
         self._success_buf = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
         self._all_ids = torch.arange(self.num_envs, device=self.device)
+        self._shard = shard
         self._generator = torch.Generator(device=self.device)
-        self._generator.manual_seed(seed)
+        self._generator.manual_seed(shard.own_seed(seed))
+        self._joint_generator = self._generator
+        if shard.count > 1:
+            self._joint_generator = torch.Generator(device=self.device).manual_seed(seed)
         task.bind(self.num_envs, self.device)
         self._reward_sums = torch.zeros(0, self.num_envs, device=self.device)
         self._reset_rows(self._all_ids)
@@ -130,6 +145,7 @@ class TaskEnv(VecEnv):
 
     def state_dict(self) -> dict[str, Any]:
         """Return simulator, task, counters, sums and generator: all that a bit-exact continuation needs."""
+        joint = {} if self._shard.count == 1 else {"joint_generator": self._joint_generator.get_state()}
         return {
             "simulator": self.simulator.state_dict(),
             "task": self.task.state_dict(),
@@ -138,6 +154,7 @@ class TaskEnv(VecEnv):
             "reward_sums": self._reward_sums.clone(),
             "obs": {name: self._obs[name].clone() for name in self.spec.observations},
             "generator": self._generator.get_state(),
+            **joint,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -156,6 +173,8 @@ class TaskEnv(VecEnv):
         self._reward_sums = state["reward_sums"].to(self.device, copy=True)
         self._obs = self._pack({name: value.to(self.device, copy=True) for name, value in state["obs"].items()})
         self._generator.set_state(state["generator"].cpu())
+        if self._shard.count > 1:
+            self._joint_generator.set_state(state["joint_generator"].cpu())
 
     def robot_state(self) -> RobotState:
         """Return the state of the robots now; see ``Simulator.state``."""
@@ -206,11 +225,18 @@ class TaskEnv(VecEnv):
         )
 
     def _reset_rows(self, rows: torch.Tensor) -> None:
-        self.simulator.reset(rows, self.task.reset_distribution(len(rows), self._generator))
+        self.simulator.reset(rows, self._initial_states(len(rows)))
         self.task.on_reset(rows, self._generator)
         self.episode_length_buf[rows] = 0
         self._success_buf[rows] = False
         self._reward_sums[:, rows] = 0.0
+
+    def _initial_states(self, num: int) -> InitialState:
+        """Draw where episodes start; for all envs together, as the whole batch would."""
+        if num < self.num_envs or self._shard.count == 1:
+            return self.task.reset_distribution(num, self._generator)
+        whole = self.task.reset_distribution(num * self._shard.count, self._joint_generator)
+        return InitialState(**{spec.name: self._shard.own(getattr(whole, spec.name)) for spec in fields(whole)})
 
     def _observe(self) -> TensorDict:
         state = self.simulator.state()

@@ -15,12 +15,14 @@ import torch
 
 from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.kmyriad import KMyriad, KMyriadCfg
+from myriad_lab.distributed.process_group import check_shards
 from myriad_lab.envs.contract import VecEnv
 from myriad_lab.errors import ConfigurationError
+from myriad_lab.functional.collective import ALONE, Collective
 from myriad_lab.monitor.logger import Logger
 from myriad_lab.networks.population import PopulationActor, check_population
 from myriad_lab.portfolio.bundle import check_resume, load_bundle, save_bundle
-from myriad_lab.portfolio.plain_state import capture_rng_state, restore_rng_state
+from myriad_lab.portfolio.plain_state import capture_rng_state, plain_state, restore_rng_state
 from myriad_lab.portfolio.run_folder import RunFolder
 from myriad_lab.runners.callbacks import Callback, NanGuardCallback
 from myriad_lab.runners.mean_log import to_floats
@@ -51,7 +53,11 @@ class PopulationRunnerCfg:
 
 
 class PopulationRunner(Runner):
-    """Trains a population in one env: all envs are reset together, then run for one whole episode per iteration."""
+    """Trains a population in one env: all envs are reset together, then run for one whole episode per iteration.
+
+    On several ranks, each has a block of the policies and steps their envs; bundles, recordings and metrics are those
+    of the whole population, and rank 0 alone writes.
+    """
 
     algorithm_name = "kmyriad"
 
@@ -69,48 +75,55 @@ class PopulationRunner(Runner):
         callbacks: Sequence[Callback] = (),
         loggers: Sequence[Logger] = (),
         manifest: Mapping[str, Any] | None = None,
+        ranks: Collective = ALONE,
     ) -> None:
         """Build networks and algorithm.
 
         Args:
-            env: Env of ``VecEnv``'s contract, built with final observations.
+            env: Env of ``VecEnv``'s contract, built with final observations; on several ranks, this rank's part of it.
             cfg: Settings of K-Myriad.
             runner_cfg: Settings of the loop.
             run_folder: Where bundles and recordings go; ``None`` writes nothing.
             device: Where networks and storage live.
             seed: Seed of the global generators, the initial weights and the action noise.
-            num_policies: Number of policies; divides ``env.num_envs``.
-            actor: Population to start from, e.g. from a portfolio; a fresh one by default.
+            num_policies: Number of policies, of all ranks; divides the number of envs, a multiple of that of ranks.
+            actor: Population to start from, of all ranks, e.g. from a portfolio; a fresh one by default.
             callbacks: Called in this order, after the NaN guard.
             loggers: Take the metrics of each iteration.
             manifest: Entries of the bundles' manifest that only the caller knows, e.g. ``config`` and ``parent``.
+            ranks: Those that train the rest of the population.
 
         Raises:
             ConfigurationError: If the numbers do not fit, or the env lacks what K-Myriad needs.
         """
         runner_cfg.validate()
-        check_population(env.num_envs, num_policies)
-        if not env.provides_final_obs:
-            raise ConfigurationError("pre-training needs final observations: build the env with final_obs=True")
+        num_envs = _check_env(env, num_policies, ranks)
         _seed_everything(seed)
         guard = [NanGuardCallback(runner_cfg.nan_guard_interval)] if runner_cfg.nan_guard_interval else []
         observers = [*guard, *callbacks]
         super().__init__(env, cfg, runner_cfg, run_folder, device, seed, observers, loggers, manifest)
+        self.ranks, self.writes = ranks, ranks.is_main
+        self.sizes = {"num_envs": num_envs, "num_policies": num_policies}
+        """Envs and policies of all ranks."""
         sizes = {group: env.spec.group_size(group) for group in env.spec.observations}
         if actor is None:
             actor = PopulationActor(sizes["policy"], env.num_actions, num_policies, cfg.actor)
         _check_actor(actor, sizes["policy"], env.num_actions, num_policies)
+        if ranks.world_size > 1:  # all ranks have drawn the weights of all heads, and keep their own
+            actor = actor.select(range(num_policies)[ranks.block(num_policies)])
         actor = actor.to(self.device).train()
-        self.algorithm = KMyriad(actor, cfg, env.num_envs, sizes, self.device, seed, num_steps=env.max_episode_length)
+        self.algorithm = KMyriad(
+            actor, cfg, env.num_envs, sizes, self.device, seed, num_steps=env.max_episode_length, ranks=ranks
+        )
         arena = getattr(getattr(env, "task", None), "arena", None)
-        self.coverage = None if arena is None else CoverageMap(arena, self.device)
+        self.coverage = None if arena is None else CoverageMap(arena, self.device, ranks)
         self._told_of_restored = False
         self._population: dict[str, float] = {}
         self._visits: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def actor(self) -> PopulationActor:
-        """The population, trained in place."""
+        """The population, of this rank, trained in place."""
         return self.algorithm.actor
 
     @property
@@ -124,7 +137,7 @@ class PopulationRunner(Runner):
         last = self.iteration + num_learning_iterations
         try:
             self.callbacks.on_start(self)
-            while self.iteration < last and not self._stop:
+            while self.iteration < last and not self._asked_to_stop():
                 self._iterate()
                 if self.iteration % self.runner_cfg.save_interval == 0:
                     self._checkpoint()
@@ -135,27 +148,30 @@ class PopulationRunner(Runner):
             self.callbacks.on_stop(self)
 
     def save(self, path: str | Path) -> Path:
-        """Write a bundle with everything needed to resume bit-exactly on a CPU.
+        """Write a bundle with everything needed to resume bit-exactly on a CPU; a call of all ranks, rank 0 writes.
 
         Raises:
             CheckpointError: Where it cannot be written or a weight is not finite.
         """
         heads = {k: v.tolist() for k, v in self.algorithm.state_rewards.head_statistics.items()}
-        manifest = self._manifest(metrics=self._population | self.metrics, head_metrics=heads)
-        return save_bundle(path, self.actor, manifest, self._train_state())
+        manifest = self._manifest(**self.sizes, metrics=self._population | self.metrics, head_metrics=heads)
+        actor, state = self.actor.collect(self.ranks), self._train_state()
+        return save_bundle(path, actor, manifest, state) if self.writes else Path(path)
 
     def load(self, path: str | Path) -> None:
         """Go on from a bundle of the same task, specs and sizes, bit-exactly on a CPU.
+
+        The number of ranks may be another one; then the envs begin new episodes.
 
         Raises:
             CheckpointError: If the bundle is damaged or does not fit; says what differs.
         """
         bundle = load_bundle(path, self.device)
-        sizes = {"num_envs": self.env.num_envs, "num_policies": self.num_policies}
-        check_resume(bundle.manifest, self.env.spec, task=self.env.spec.task, algorithm=self.algorithm_name, **sizes)
+        asked = {"task": self.env.spec.task, "algorithm": self.algorithm_name, **self.sizes}
+        check_resume(bundle.manifest, self.env.spec, **asked)
         state = bundle.load_train_state()
         self.algorithm.load_state_dict(state["algorithm"])
-        self.env.load_state_dict(state["env"])
+        self._load_envs(state)
         if self.coverage is not None:
             self.coverage.visited.copy_(state["visited"])
         self.iteration, self.env_steps = int(state["iteration"]), int(state["env_steps"])
@@ -182,7 +198,7 @@ class PopulationRunner(Runner):
         tensors = {} if self.coverage is None else self.coverage.update(features, valid)
         learnt = to_floats(tensors | self.algorithm.update())  # waits for the device: the clock is read after it
         updated = time.perf_counter()
-        steps = self.env.num_envs * self.env.max_episode_length
+        steps = self.sizes["num_envs"] * self.env.max_episode_length
         self.env_steps += steps
         self.wall_time += updated - started
         self.metrics = {
@@ -211,7 +227,10 @@ class PopulationRunner(Runner):
 
     @torch.no_grad()
     def _rollout(self) -> dict[str, float]:
-        """Run one whole episode of every env; returns the env's own log, averaged over the steps that had one."""
+        """Run one whole episode of every env; returns the env's own log, averaged over the steps that had one.
+
+        On several ranks it is the mean of their means.
+        """
         sums: dict[str, list[torch.Tensor]] = {}
         obs = self.env.get_observations()
         if bool((self.env.episode_length_buf != 0).any()):
@@ -229,12 +248,19 @@ class PopulationRunner(Runner):
             for name, value in extras.get("log", {}).items():
                 sums.setdefault(name, []).append(torch.as_tensor(value, dtype=torch.float32).mean())
             obs = next_obs
-        return to_floats({name: torch.stack(values).mean() for name, values in sums.items()})
+        if not sums:
+            return {}
+        means = torch.stack([torch.stack(sums[name]).mean() for name in sorted(sums)])
+        return to_floats(dict(zip(sorted(sums), self.ranks.sum(means) / self.ranks.world_size, strict=True)))
+
+    def _asked_to_stop(self) -> bool:
+        """Return whether some rank is asked to stop: all of them must leave the loop at the same iteration."""
+        return bool(self.ranks.any(torch.tensor(self._stop, device=self.device)))
 
     def _train_state(self) -> dict[str, Any]:
         return {
             "algorithm": self.algorithm.state_dict(),
-            "env": self.env.state_dict(),
+            "envs": self.ranks.collect(plain_state(self.env.state_dict(), "env")),
             "visited": None if self.coverage is None else self.coverage.visited,
             "iteration": self.iteration,
             "env_steps": self.env_steps,
@@ -243,14 +269,42 @@ class PopulationRunner(Runner):
             "rng": capture_rng_state(),
         }
 
+    def _load_envs(self, state: Mapping[str, Any]) -> None:
+        """Bring the envs to where they were, or, if they were dealt out to another number of ranks, to a new start."""
+        states = state["envs"] if "envs" in state else [state["env"]]  # "env": bundles of before there were ranks
+        if len(states) == self.ranks.world_size:
+            self.env.load_state_dict(states[self.ranks.rank])
+            return
+        if self.writes:
+            logger.warning(
+                "The envs of this bundle were dealt out to %d ranks, and are to %d now: they begin new episodes.",
+                len(states),
+                self.ranks.world_size,
+            )
+        self.env.reset()
+
     def _checkpoint(self) -> None:
         super()._checkpoint()
         self._record("visits.npz", self.iteration - 1)
 
     def _record(self, name: str, iteration: int) -> None:
-        if self.run_folder is not None and self._visits is not None:
-            info = {"task": self.env.spec.task, "iteration": iteration, "num_policies": self.num_policies}
-            save_visits(self.run_folder.recordings / name, *self._visits, self.num_policies, info)
+        if self.run_folder is None or self._visits is None:
+            return
+        num_policies = self.sizes["num_policies"]
+        features, valid = (self.ranks.collect_rows(rows.transpose(0, 1)).transpose(0, 1) for rows in self._visits)
+        if self.writes:
+            info = {"task": self.env.spec.task, "iteration": iteration, "num_policies": num_policies}
+            save_visits(self.run_folder.recordings / name, features, valid, num_policies, info)
+
+
+def _check_env(env: VecEnv, num_policies: int, ranks: Collective) -> int:
+    """Return the number of envs of all ranks."""
+    num_envs = env.num_envs * ranks.world_size
+    check_population(num_envs, num_policies)
+    check_shards(num_envs, num_policies, ranks.world_size)
+    if not env.provides_final_obs:
+        raise ConfigurationError("pre-training needs final observations: build the env with final_obs=True")
+    return num_envs
 
 
 def _check_actor(actor: PopulationActor, num_obs: int, num_actions: int, num_policies: int) -> None:

@@ -57,6 +57,8 @@ class Runner(ABC):
         self.manifest_entries = dict(manifest or {})
         self.iteration, self.env_steps, self.wall_time = 0, 0, 0.0
         self.metrics: dict[str, float] = {}
+        self.writes = True
+        """Whether this process writes to the run folder; one of several ranks may only take part in the saving."""
         self._best = -float("inf")
         self._stop = False
 
@@ -132,6 +134,8 @@ class Runner(ABC):
         if score is not None:
             self._best = max(score, self._best)  # before saving: a resumed run knows it
         path = self.save(self.run_folder.checkpoint_path(self.iteration))
+        if not self.writes:
+            return
         if is_best:
             self.run_folder.mark_best(path)
         self.run_folder.prune(self.runner_cfg.keep_checkpoints)

@@ -8,15 +8,19 @@ from typing import Any
 import torch
 
 from myriad_lab.envs.arena import Arena
+from myriad_lab.functional.collective import ALONE, Collective
 from myriad_lab.functional.coverage import coverage, visited_cells
 from myriad_lab.portfolio.recording import save_arrays
 
 
 class CoverageMap:
-    """Visited share of the reachable cells of an arena, of one batch and since the beginning; lives on the device."""
+    """Visited share of the reachable cells of an arena, of one batch and since the beginning; lives on the device.
 
-    def __init__(self, arena: Arena, device: torch.device | str = "cpu") -> None:
-        self._extent = arena.extent
+    A cell counts once it is visited on one of the ranks.
+    """
+
+    def __init__(self, arena: Arena, device: torch.device | str = "cpu", ranks: Collective = ALONE) -> None:
+        self._extent, self._ranks = arena.extent, ranks
         self._reachable = arena.reachable().to(device)
         self.visited = torch.zeros_like(self._reachable)
 
@@ -30,7 +34,7 @@ class CoverageMap:
         Returns:
             ``Population/coverage`` of the batch and ``Population/coverage_cumulative``, scalars in [0, 1].
         """
-        batch = visited_cells(torch.where(valid.unsqueeze(-1), features, torch.nan), self._extent)
+        batch = self._ranks.any(visited_cells(torch.where(valid.unsqueeze(-1), features, torch.nan), self._extent))
         self.visited |= batch
         return {
             "Population/coverage": coverage(batch, self._reachable),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from myriad_lab.envs.contract import VecEnv
+from myriad_lab.envs.shard import WHOLE, Shard
 from myriad_lab.envs.simulator import Simulator
 from myriad_lab.envs.task import Task
 from myriad_lab.envs.task_env import TaskEnv
@@ -95,6 +96,7 @@ def make_env(
     overrides: Mapping[str, Any] | None = None,
     num_threads: int | None = None,
     isaaclab: IsaacLabCfg | None = None,
+    shard: Shard = WHOLE,
 ) -> VecEnv:
     """Build the env of a registered task, or with backend ``isaaclab`` of any task that Isaac Lab knows.
 
@@ -108,6 +110,7 @@ def make_env(
         overrides: Dotted fields of the task's configuration and their values.
         num_threads: Physics threads of backend ``mujoco``; all cores by default.
         isaaclab: Engine, features and viewers of backend ``isaaclab``.
+        shard: Which part of a batch these envs are; not for backend ``isaaclab``.
 
     Raises:
         ConfigurationError: Unknown task, backend, device or field, or a value the task refuses.
@@ -133,8 +136,8 @@ def make_env(
     assert num_envs is not None
     cfg = apply_overrides(entry.cfg, overrides or {})
     task = entry.make_task(cfg)
-    simulator = _BACKENDS[backend](task, num_envs, where, seed, num_threads)
-    return TaskEnv(task, simulator, seed=seed, final_obs=final_obs, task_id=task_id)
+    simulator = _BACKENDS[backend](task, num_envs, where, shard.own_seed(seed), num_threads)
+    return TaskEnv(task, simulator, seed=seed, final_obs=final_obs, task_id=task_id, shard=shard)
 
 
 def apply_overrides(cfg: Any, overrides: Mapping[str, Any]) -> Any:

@@ -1,0 +1,58 @@
+"""The processes of one training run: which of them this one is, and what it leaves to the first."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from myriad_lab.distributed.process_group import (
+    Place,
+    ProcessGroup,
+    check_shards,
+    find_place,
+    refuse_lone_ranks,
+    settle_device,
+)
+from myriad_lab.functional.collective import ALONE, Collective
+
+if TYPE_CHECKING:
+    from myriad_lab.cli.run_cfg import RunCfg
+
+
+def place_of(flags: Mapping[str, Any]) -> Place:
+    """Return where this process stands; one that is not the first says only what went wrong from now on.
+
+    Raises:
+        ConfigurationError: If ``--distributed`` is given without ``torchrun``, or the other way round.
+    """
+    if not flags.get("distributed"):
+        refuse_lone_ranks()
+        return Place()
+    place = find_place()
+    if place.rank:
+        logging.getLogger().setLevel(logging.ERROR)
+    return place
+
+
+def open_ranks(place: Place, run: RunCfg) -> AbstractContextManager[Collective]:
+    """Return the ranks of a run, as a context in which they can talk.
+
+    Raises:
+        ConfigurationError: If policies cannot be dealt out evenly, or this process has no GPU of its own.
+    """
+    if not run.distributed:
+        return nullcontext(ALONE)
+    assert run.num_envs is not None
+    assert run.num_policies is not None
+    check_shards(run.num_envs, run.num_policies, place.world_size)
+    settle_device(run.device, place)
+    return ProcessGroup(place)
+
+
+def physics_threads(place: Place) -> int | None:
+    """Return how many cores physics may take here: this process's share of those of the machine, ``None`` for all."""
+    from myriad_lab.envs.cores import usable_cores
+
+    return None if place.local_world_size == 1 else max(1, len(usable_cores()) // place.local_world_size)
