@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from myriad_lab.cli.benchmarks.line import BenchmarkLine, Case
     from myriad_lab.cli.benchmarks.record import Record
 
-BENCHMARKS = ("env", "knn", "population", "learner", "replay", "overlap", "isaaclab")
+BENCHMARKS = ("env", "knn", "population", "learner", "replay", "overlap", "ranks", "isaaclab")
 """Each is a module of ``myriad_lab.cli.benchmarks``."""
 ELSEWHERE = ("isaaclab",)
 """Those that ``all`` leaves out: they need an environment of their own."""
