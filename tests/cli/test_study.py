@@ -12,6 +12,7 @@ import pytest
 
 from myriad_lab.cli import plan, study_cell
 from myriad_lab.cli import study as command
+from myriad_lab.cli import study_cells as cells
 from myriad_lab.cli.main import main, parser_of
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.evaluation.study import Cell, StudyCfg, load_study, make_cells, read_result, train_arguments
@@ -74,7 +75,7 @@ class Fake:
         if call[1] == "train":
             self.calls.append(folder.name)
             if self.failing in folder.name:
-                raise command._CellError("Traceback\nRuntimeError: the physics exploded")
+                raise cells.CellError("Traceback\nRuntimeError: the physics exploded")
             return
         evaluated = {"metrics": {"score": 1.0}, "curve": [], "cost": {"env_steps": 7, "wall_time": 2.0}}
         (folder / "evaluation.json").write_text(json.dumps(evaluated))
@@ -83,7 +84,7 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     fake = Fake()
-    monkeypatch.setattr(command, "_call", fake)
+    monkeypatch.setattr(cells, "_call", fake)
     return fake
 
 
@@ -278,9 +279,9 @@ def test_a_moved_study_is_not_stale(tmp_path: Path, fake: Fake) -> None:
 
 def test_page_names_the_commit(tmp_path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     path, out = write(tmp_path), tmp_path / "out"
-    monkeypatch.setattr(command, "git_state", lambda folder: ("abc123", "a difference"))
+    monkeypatch.setattr(cells, "git_state", lambda folder: ("abc123", "a difference"))
     command.run(flags(path, out, only="a-near-seed0"))
-    monkeypatch.setattr(command, "git_state", lambda folder: ("def456", ""))
+    monkeypatch.setattr(cells, "git_state", lambda folder: ("def456", ""))
     command.run(flags(path, out, only="a-near-seed1"))
     file = out / "cells" / "a-near-seed2" / "result.json"
     old = json.loads((out / "cells" / "a-near-seed1" / "result.json").read_text())
@@ -332,20 +333,20 @@ def test_a_failed_prerequisite_fails_what_needs_it(tmp_path: Path, fake: Fake) -
 
 
 def test_a_dying_subprocess_leaves_its_last_words(tmp_path: Path) -> None:
-    with pytest.raises(command._CellError, match=r"exit status 2(?s:.)*unknown command 'trian'"):
-        command._call(["myriad_lab.cli.main", "trian"], tmp_path, sorted(os.sched_getaffinity(0))[:1], "log")
+    with pytest.raises(cells.CellError, match=r"exit status 2(?s:.)*unknown command 'trian'"):
+        cells._call(["myriad_lab.cli.main", "trian"], tmp_path, sorted(os.sched_getaffinity(0))[:1], "log")
 
 
 def test_a_signal_is_named(tmp_path: Path) -> None:
     (tmp_path / "dying.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
-    with pytest.raises(command._CellError, match=r"exit status -9\n+a signal ended it"):
-        command._call(["dying"], tmp_path, sorted(os.sched_getaffinity(0))[:1], "log")
+    with pytest.raises(cells.CellError, match=r"exit status -9\n+a signal ended it"):
+        cells._call(["dying"], tmp_path, sorted(os.sched_getaffinity(0))[:1], "log")
 
 
 def test_cores_are_shared_out() -> None:
-    assert command.split_cores([0, 1, 2, 3], 2) == [[0, 1], [2, 3]]
-    assert command.split_cores([5], 2) == [[5], [5]]
-    assert command.split_cores([0, 1], 1) == [[0, 1]]
+    assert cells.split_cores([0, 1, 2, 3], 2) == [[0, 1], [2, 3]]
+    assert cells.split_cores([5], 2) == [[5], [5]]
+    assert cells.split_cores([0, 1], 1) == [[0, 1]]
 
 
 def golden(tmp_path: Path) -> tuple[StudyCfg, dict[str, Any]]:
@@ -464,7 +465,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str], dict[st
         code = main(call[1:]) if call[0].endswith("main") else study_cell.main(call[1:])
         assert code == 0
 
-    monkeypatch.setattr(command, "_call", call)
+    monkeypatch.setattr(cells, "_call", call)
 
     def run(tmp_path: Path, text: str) -> dict[str, Any]:
         assert command.run(flags(write(tmp_path, text), tmp_path / "out")) == 0

@@ -22,13 +22,15 @@ BENCHMARKS = ("env", "knn", "population", "learner", "replay", "overlap", "ranks
 """Each is a module of ``myriad_lab.cli.benchmarks``."""
 ELSEWHERE = ("isaaclab",)
 """Those that ``all`` leaves out: they need an environment of their own."""
+END2END = "end2end"
+"""A study of whole training runs, with cells and a page instead of lines; ``all`` leaves it out too."""
 TABLE = "table"
 """Measures nothing: prints the tables of records, writes them into a page, draws their plots."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``myriad benchmark``."""
-    names = (*BENCHMARKS, "all", TABLE)
+    names = (*BENCHMARKS, "all", END2END, TABLE)
     parser.add_argument("name", nargs="?", default="all", choices=names, help="which one, or the table of a record")
     parser.add_argument("--device", default="cpu", help="device of the tensors, e.g. cuda:0 (default: cpu)")
     parser.add_argument("--quick", action="store_true", help="small sizes and few repetitions, to see that it works")
@@ -36,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", type=Path, nargs="+", metavar="FILE", help="record there; what it holds already is not measured again"
     )
     parser.add_argument("--minutes", type=positive_float, help="start nothing new after so long; call again to go on")
+    parser.add_argument("--peers", type=Path, help="of end2end: folder with checkouts of the public learners")
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw the plots of all that was recorded")
     parser.add_argument("--page", type=Path, metavar="FILE", help="with table: the Markdown page to write them into")
 
@@ -60,6 +63,10 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         return _table(args)
     found = check_device(args.device)
     device = "cpu" if found.type == "cpu" else f"cuda:{found.index or 0}"
+    if args.name == END2END:
+        from myriad_lab.cli.benchmarks import end2end
+
+        return end2end.run(device, args.quick, args.minutes, args.peers)
     path = args.json[0] if args.json else None
     if path:
         check_out_file(path)
@@ -89,7 +96,12 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise ConfigurationError(f"--json {' '.join(map(str, args.json))}: one file can be recorded to, not several")
     if not table and args.page:
         raise ConfigurationError("--page belongs to: benchmark table --json FILE --page PAGE")
-    if args.minutes and not args.json:
+    study = args.name == END2END
+    if study and (args.json or args.plot):
+        raise ConfigurationError("end2end writes a page of its own under runs/studies; leave --json and --plot out")
+    if args.peers and not study:
+        raise ConfigurationError(f"--peers {args.peers} belongs to: benchmark end2end")
+    if args.minutes and not args.json and not study:
         raise ConfigurationError("--minutes without --json FILE leaves nothing to go on with: name a file")
     if args.plot:
         if importlib.util.find_spec("matplotlib") is None:

@@ -79,15 +79,25 @@ def make_plan(flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainP
     return plan
 
 
+def make_env_plan(flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> tuple[RunCfg, EnvPlan]:
+    """Return the flags, presets included, and the env of a new run, whatever will train in it.
+
+    Raises:
+        ConfigurationError: If there is no such task, or a field of its configuration is wrong.
+    """
+    parsed = parse_overrides(overrides)
+    layers = [*make_layers(flags, parsed.groups), _sections(parsed.values)]
+    run = _compose_run(layers)
+    return run, _plan_env(run, layers)
+
+
 def make_task(flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> Any:
     """Return the task, not bound to envs, that a new run with these flags and overrides would train in.
 
     Raises:
         ConfigurationError: If there is none, or a field of its configuration is wrong.
     """
-    parsed = parse_overrides(overrides)
-    layers = [*make_layers(flags, parsed.groups), _sections(parsed.values)]
-    return _plan_env(_compose_run(layers), layers).task
+    return make_env_plan(flags, overrides)[1].task
 
 
 def make_layers(flags: Mapping[str, Any], groups: Mapping[str, str], resume: Any = None) -> list[Layer]:

@@ -38,13 +38,13 @@ def evaluate_cell(request: Mapping[str, Any]) -> dict[str, Any]:
     bundle = load_bundle(run.latest())
     manifest = bundle.manifest
     result: dict[str, Any] = {"bundle": str(bundle.path), "metrics": {}, "curve": []}
-    result["cost"] = {"env_steps": manifest.env_steps, "wall_time": manifest.wall_time}
+    result["cost"] = {"env_steps": manifest.env_steps, "wall_time": manifest.wall_time, **_updates(manifest)}
     if request["evaluation"] is None:
         return result
     cfg = EvaluationCfg(**request["evaluation"])
     if request["untrained"]:
         bundle.actor = _untrained(bundle.actor, request["seed"])
-        result["cost"] = {"env_steps": 0, "wall_time": 0.0}
+        result["cost"] = {"env_steps": 0, "wall_time": 0.0, "updates": 0}
     if cfg.kind == "exploration":
         result["metrics"] = explore(bundle, cfg)
     else:
@@ -86,8 +86,12 @@ def explore(bundle: Bundle, cfg: EvaluationCfg) -> dict[str, float]:
 def solve(bundle: Bundle, cfg: EvaluationCfg, episodes: int) -> dict[str, float]:
     """Return success and return of the deterministic heads; the best head is measured on held-out episodes."""
     heads = bundle.manifest.num_policies
-    record = _rollout(bundle, cfg, episodes, heads * episodes, deterministic=True)
-    best = held_out_best(record, cfg.seed)
+    return solve_metrics(_rollout(bundle, cfg, episodes, heads * episodes, deterministic=True), cfg.seed)
+
+
+def solve_metrics(record: EpisodeRecord, seed: int) -> dict[str, float]:
+    """Return success and return of recorded episodes; the best head is chosen by some and measured on the others."""
+    best = held_out_best(record, seed)
     metrics = {
         "return_best": best["return"]["mean"],
         "return_mean": float(record.returns.mean()),
@@ -137,6 +141,13 @@ def main(arguments: Sequence[str]) -> int:
     link.symlink_to(Path(result["bundle"]).resolve(), target_is_directory=True)
     out.write_text(json.dumps(result, indent=1))
     return 0
+
+
+def _updates(manifest: Manifest) -> dict[str, float]:
+    """Return the gradient steps of the critics, where the runner counts them."""
+    metrics = manifest.metrics
+    count = metrics.get("Perf/value_updates", metrics.get("Perf/updates"))
+    return {} if count is None else {"updates": count}
 
 
 def _untrained(actor: PopulationActor, seed: int) -> PopulationActor:

@@ -48,6 +48,11 @@ class VariantCfg:
     weights are drawn anew."""
     budget: BudgetCfg | None = None
     """Budget of its own, only for prerequisites."""
+    in_case: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Case -> overrides on top of those above, for tasks that ask for other settings."""
+    peer: str = ""
+    """Public learner that trains this variant by its own code, from a checkout, instead of ``myriad train``, e.g.
+    ``FastTD3``; overrides are its own settings then, but for ``env.`` and ``isaaclab.``."""
 
 
 @dataclass
@@ -60,6 +65,8 @@ class CaseCfg:
     """Flag -> value, e.g. ``task: Myriad-PointMaze-Cave``."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Dotted key -> value."""
+    budget: BudgetCfg | None = None
+    """Budget of each variant in this case; that of the study by default."""
     goal_percentile: float | None = None
     """Put the goal at this percentile of the geodesic distances of the reachable cells."""
 
@@ -122,6 +129,9 @@ class StudyCfg:
     """Horizontal axes of the curves: ``env_steps``, ``wall_time``."""
     threshold: float | None = None
     """Level of the first curve whose first crossing is tabulated."""
+    threshold_of_reference: float | None = None
+    """The same, as a share of what the reference reaches in that case: of its mean of the metric that the first curve
+    shows. Instead of ``threshold``."""
 
     def validate(self) -> None:
         """Raise ``ConfigurationError`` where names do not resolve or values are out of range."""
@@ -133,6 +143,7 @@ class StudyCfg:
                 )
         if self.reference and self.reference not in self.variants:
             raise ConfigurationError(f"reference {self.reference!r}: {nearest(self.reference, self.variants)}")
+        self._check_cases_and_thresholds()
         if self.evaluation.kind not in ("exploration", "task"):
             raise ConfigurationError(f"evaluation.kind={self.evaluation.kind!r} must be 'exploration' or 'task'.")
         if not self.seeds or not self.variants:
@@ -140,6 +151,31 @@ class StudyCfg:
         bare = [n for n, v in self.prerequisites.items() if v.budget is None]
         if bare or (self.budget.max_env_steps is None and self.budget.max_seconds is None):
             raise ConfigurationError(f"give a budget (max_env_steps or max_seconds) to {bare or 'the study'}.")
+
+    def budget_of(self, cell: Cell) -> BudgetCfg:
+        """Return the budget of a cell: a prerequisite's own, the case's, or the study's."""
+        own = self.prerequisites[cell.variant].budget if cell.is_prerequisite else self.cases[cell.case].budget
+        return own or self.budget
+
+    def _check_cases_and_thresholds(self) -> None:
+        for name, variant in self.variants.items():
+            unknown = next((case for case in variant.in_case if case not in self.cases), None)
+            if unknown is not None:
+                raise ConfigurationError(f"in_case of variant {name!r}: {unknown!r}. {nearest(unknown, self.cases)}")
+            if variant.peer and (variant.portfolio or variant.untrained or self.evaluation.kind != "task"):
+                raise ConfigurationError(
+                    f"variant {name!r}: {variant.peer} trains one policy on a task, by itself; it takes no portfolio, "
+                    "and needs evaluation.kind=task"
+                )
+        share = self.threshold_of_reference
+        if share is None:
+            return
+        key = next(iter(self.curves), "")
+        if self.threshold is not None or not self.reference or key not in self.metrics:
+            raise ConfigurationError(
+                f"threshold_of_reference={share} needs a reference, its metric {key!r} among the metrics, and no "
+                "threshold beside it"
+            )
 
 
 @dataclass(frozen=True)
@@ -179,9 +215,9 @@ def load_study(path: str | Path) -> StudyCfg:
     for key, cls in nested.items():
         raw[key] = _build(cls, raw.get(key, {}), key)
     for key in ("variants", "prerequisites"):
-        raw[key] = {name: _variant(value or {}, f"{key}.{name}") for name, value in raw.get(key, {}).items()}
+        raw[key] = {name: _entry(VariantCfg, value or {}, f"{key}.{name}") for name, value in raw.get(key, {}).items()}
     if "cases" in raw:
-        raw["cases"] = {name: _build(CaseCfg, value or {}, f"cases.{name}") for name, value in raw["cases"].items()}
+        raw["cases"] = {name: _entry(CaseCfg, value or {}, f"cases.{name}") for name, value in raw["cases"].items()}
     study = _build(StudyCfg, raw, "study")
     study.validate()
     return study
@@ -198,6 +234,23 @@ def make_cells(study: StudyCfg) -> list[Cell]:
     return cells
 
 
+def cell_settings(
+    study: StudyCfg, cell: Cell, case_overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return flags (without budget and portfolio) and overrides of a cell: study's, case's, variant's, the later wins.
+
+    Args:
+        study: The study.
+        cell: The cell.
+        case_overrides: Overrides of the case with its goal resolved.
+    """
+    variant = (study.prerequisites if cell.is_prerequisite else study.variants)[cell.variant]
+    case_flags = {} if cell.is_prerequisite else study.cases[cell.case].flags
+    shared = {} if cell.is_prerequisite else study.overrides
+    overrides = {**shared, **case_overrides, **variant.overrides, **variant.in_case.get(cell.case, {})}
+    return {**study.flags, **case_flags, **variant.flags, "seed": cell.seed}, overrides
+
+
 def train_arguments(study: StudyCfg, cell: Cell, case_overrides: Mapping[str, Any], portfolio: str = "") -> list[str]:
     """Return the arguments of ``myriad train`` for a cell.
 
@@ -208,17 +261,13 @@ def train_arguments(study: StudyCfg, cell: Cell, case_overrides: Mapping[str, An
         portfolio: Bundle to start from, where the variant asks for one.
     """
     variant = (study.prerequisites if cell.is_prerequisite else study.variants)[cell.variant]
-    case_flags = {} if cell.is_prerequisite else study.cases[cell.case].flags
-    budget = variant.budget if cell.is_prerequisite and variant.budget else study.budget
-    flags = {**study.flags, **case_flags, **variant.flags, "seed": cell.seed}
+    flags, overrides = cell_settings(study, cell, case_overrides)
     if portfolio:
         flags["portfolio"] = portfolio
     if variant.untrained:
         flags["max_iterations"] = 1
     else:
-        flags |= {name: value for name, value in asdict(budget).items() if value is not None}
-    shared = {} if cell.is_prerequisite else study.overrides
-    overrides = {**shared, **case_overrides, **variant.overrides}
+        flags |= {name: value for name, value in asdict(study.budget_of(cell)).items() if value is not None}
     arguments = [text for name, value in flags.items() for text in _flag(name, value)]
     return arguments + override_arguments(overrides)
 
@@ -253,10 +302,11 @@ def _hydra(value: Any) -> str:
     return json.dumps(value, separators=(",", ":")) if isinstance(value, list) else str(value)
 
 
-def _variant(raw: dict[str, Any], where: str) -> VariantCfg:
+def _entry(cls: type[T], raw: dict[str, Any], where: str) -> T:
+    """Build a variant or a case, whose budget is a part of its own."""
     if raw.get("budget") is not None:
         raw = {**raw, "budget": _build(BudgetCfg, raw["budget"], f"{where}.budget")}
-    return _build(VariantCfg, raw, where)
+    return _build(cls, raw, where)
 
 
 def _build(cls: type[T], raw: Mapping[str, Any], where: str) -> T:

@@ -44,8 +44,9 @@ def summarise(study: StudyCfg, results: Iterable[Result]) -> dict[str, Any]:
                     name: _interval(_differences([done[s] for s in pairs], [reference[s] for s in pairs], name))
                     for name in study.metrics
                 }
-            if study.threshold is not None:
-                row["crossing"] = _crossing(study, list(done.values()))
+            level = _level(study, reference)
+            if level is not None:
+                row["crossing"] = _crossing(study, level, list(done.values()))
             rows.append(row)
     return {
         "study": study.name,
@@ -96,7 +97,7 @@ def to_markdown(
             lines += ["", f"Difference to *{name}*, paired by seed:", ""]
             compared = [row for row in rows if row["variant"] != study.reference]
             lines += _table(study, compared, "difference", list(study.metrics.values()), signed=True)
-        if study.threshold is not None:
+        if any("crossing" in row for row in rows):
             lines += ["", *_crossing_table(study, rows)]
         lines.append("")
     lines += [f"![{figure}]({figure})\n" for figure in figures]
@@ -135,13 +136,21 @@ def _interval(values: Sequence[float]) -> dict[str, Any] | None:
     return {"mean": float(mean), "low": float(low), "high": float(high), "values": [float(v) for v in values]}
 
 
-def _crossing(study: StudyCfg, results: Sequence[Result]) -> dict[str, Any]:
-    """Return where the first curve first reaches the threshold, without and with the cost of pre-training."""
+def _level(study: StudyCfg, reference: Mapping[int, Result]) -> float | None:
+    """Return the level whose first crossing counts in a case; a share of a return of 0 or less means nothing."""
+    if study.threshold_of_reference is None:
+        return study.threshold
+    values = _values(reference, next(iter(study.curves)))
+    mean = sum(values) / len(values) if values else 0.0
+    return study.threshold_of_reference * mean if mean > 0.0 else None
+
+
+def _crossing(study: StudyCfg, level: float, results: Sequence[Result]) -> dict[str, Any]:
+    """Return where the first curve first reaches a level, without and with the cost of pre-training."""
     key = next(iter(study.curves))
-    assert study.threshold is not None
-    found = [(r, first_crossing(r["curve"], key, study.threshold)) for r in results]
+    found = [(r, first_crossing(r["curve"], key, level)) for r in results]
     reached = [(r, point) for r, point in found if point is not None]
-    out: dict[str, Any] = {"reached": len(reached), "of": len(results)}
+    out: dict[str, Any] = {"level": level, "reached": len(reached), "of": len(results)}
     for axis in ("env_steps", "wall_time"):
         apart = [point[axis] for _, point in reached]
         included = [point[axis] + r.get("pretrain", {}).get(axis, 0.0) for r, point in reached]
@@ -162,17 +171,21 @@ def _table(
 
 
 def _crossing_table(study: StudyCfg, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    label = next(iter(study.curves.values()))
+    label, share = next(iter(study.curves.values())), study.threshold_of_reference
+    level = next(row["crossing"]["level"] for row in rows if "crossing" in row)
+    what = "" if share is None else f" ({100 * share:g} % of what *{_label(study, study.reference)}* reaches)"
+    columns = {"env_steps": "env steps", "wall_time": "seconds"}
+    if study.prerequisites:
+        columns |= {"env_steps_included": "env steps with pre-training", "wall_time_included": "seconds with it"}
     lines = [
-        f"First evaluation with {label} >= {study.threshold:g}, over the runs that reached it:",
+        f"First evaluation with {label} >= {level:.4g}{what}, over the runs that reached it:",
         "",
-        "| variant | runs that reached it | env steps | seconds | env steps with pre-training | seconds with it |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| variant | runs that reached it | " + " | ".join(columns.values()) + " |",
+        "| --- " * (len(columns) + 2) + "|",
     ]
     for row in rows:
         crossing = row["crossing"]
-        keys = ("env_steps", "wall_time", "env_steps_included", "wall_time_included")
-        entries = " | ".join(_show(crossing[key]) for key in keys)
+        entries = " | ".join(_show(crossing[key]) for key in columns)
         lines.append(f"| {_label(study, row['variant'])} | {crossing['reached']} of {crossing['of']} | {entries} |")
     return lines
 

@@ -232,6 +232,7 @@ class PPORunner(Runner):
             "Perf/env_steps_per_second": steps / elapsed,
             "Perf/rollout_s": float(told["collect_time"]),
             "Perf/update_s": float(told["learn_time"]),
+            "Perf/updates": float((self.iteration + 1) * self.cfg.num_learning_epochs * self.cfg.num_mini_batches),
             **self._log.read(),
         }
         self._log = MeanLog()

@@ -1,0 +1,71 @@
+"""The page of a study: what its cells brought, aggregated, with all that one must know to make it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from myriad_lab.cli.machine import hardware, versions
+from myriad_lab.cli.study_cells import code_commit, make_signatures
+from myriad_lab.evaluation.study import BudgetCfg, StudyCfg, make_cells, read_result
+
+
+def write_report(study: StudyCfg, goals: dict[str, dict[str, Any]], out: Path, command: str) -> int:
+    """Aggregate the results under ``out`` into ``study.json``, ``study.md`` and figures; 1 where a cell failed."""
+    from myriad_lab.evaluation.study_plots import plot_curves
+    from myriad_lab.evaluation.study_summary import summarise, to_markdown
+
+    found = [read_result(out / "cells" / cell.id) for cell in make_cells(study)]
+    results = [result for result in found if result is not None]
+    summary = summarise(study, results)
+    figures = plot_curves(study, results, out) if any(r["status"] == "done" for r in results) else []
+    marks = make_signatures(study, goals)
+    stale = [result["id"] for result in results if result["signature"] != marks[result["id"]]]
+    context = _context(study, results, command, stale)
+    (out / "study.json").write_text(json.dumps({**summary, "context": context, "results": results}, indent=1))
+    page = to_markdown(study, summary, context, figures)
+    (out / "study.md").write_text(page)
+    print(page)
+    print(f"written: {out / 'study.md'}, study.json and {len(figures)} figures")
+    return 1 if summary["failed"] else 0
+
+
+def _budget_text(budget: BudgetCfg, name: str) -> str:
+    text = ", ".join(f"{key} {value:,}" for key, value in asdict(budget).items() if value is not None)
+    return f"{name}: {text}" if name else text
+
+
+def _context(
+    study: StudyCfg, results: Sequence[dict[str, Any]], command: str, stale: Sequence[str] = ()
+) -> dict[str, str]:
+    budgets = {case.label or name: case.budget or study.budget for name, case in study.cases.items()}
+    budget = "; ".join(_budget_text(each, name if len(budgets) > 1 else "") for name, each in budgets.items())
+    if len({_budget_text(each, "") for each in budgets.values()}) == 1:
+        budget = _budget_text(study.budget, "")
+    machines = {json.dumps(r["hardware"]) for r in results} or {json.dumps(hardware())}
+    packages = {json.dumps(r["versions"]) for r in results} or {json.dumps(versions())}
+
+    def plain(texts: set[str]) -> str:
+        return "; ".join(", ".join(f"{k} {v}" for k, v in json.loads(t).items()) for t in sorted(texts))
+
+    lines = {"command": f"`{command}`"}
+    if stale:
+        lines["out of date"] = (
+            f"the settings, presets or prerequisites of {len(stale)} of {len(results)} results, or how they are "
+            f"recorded, have changed since they were made ({', '.join(stale[:3])}{', ...' if len(stale) > 3 else ''})"
+        )
+    peers = sorted({r["peer"] for r in results if r.get("peer")})
+    return (
+        lines
+        | ({"others' code": "; ".join(peers)} if peers else {})
+        | {
+            "budget of each run": budget,
+            "hardware": plain(machines),
+            "versions": plain(packages),
+            "git commit": "; ".join(sorted({r.get("git_commit", "not recorded") for r in results})) or code_commit(),
+            "time of all cells": f"{sum(r['seconds'] for r in results) / 60:.0f} min",
+        }
+    )
