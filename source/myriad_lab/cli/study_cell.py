@@ -35,7 +35,8 @@ def evaluate_cell(request: Mapping[str, Any]) -> dict[str, Any]:
             ``seed``: seed of the cell; ``curves``: metrics of the learning curve.
     """
     run = list_runs(request["runs"])[-1]
-    bundle = load_bundle(run.latest())
+    device = (request["evaluation"] or {}).get("device", "cpu")
+    bundle = load_bundle(run.latest(), device)
     manifest = bundle.manifest
     result: dict[str, Any] = {"bundle": str(bundle.path), "metrics": {}, "curve": []}
     result["cost"] = {"env_steps": manifest.env_steps, "wall_time": manifest.wall_time, **_updates(manifest)}
@@ -43,7 +44,7 @@ def evaluate_cell(request: Mapping[str, Any]) -> dict[str, Any]:
         return result
     cfg = EvaluationCfg(**request["evaluation"])
     if request["untrained"]:
-        bundle.actor = _untrained(bundle.actor, request["seed"])
+        bundle.actor = _untrained(bundle.actor, request["seed"]).to(device)
         result["cost"] = {"env_steps": 0, "wall_time": 0.0, "updates": 0}
     if cfg.kind == "exploration":
         result["metrics"] = explore(bundle, cfg)
@@ -119,14 +120,14 @@ def checkpoint_curve(run: RunFolder, cfg: EvaluationCfg) -> list[dict[str, float
     curve = []
     last = Manifest.load(paths[-1])
     if last.parent is not None:
-        parent = load_bundle(last.parent)
+        parent = load_bundle(last.parent, cfg.device)
         # The portfolio's heads in the env of this run.
         start = Bundle(parent.path, replace(last, num_policies=parent.manifest.num_policies), parent.actor)
         curve.append({"env_steps": 0.0, "wall_time": 0.0} | solve(start, cfg, cfg.curve_episodes))
     for path in chosen:
         manifest = Manifest.load(path)
         point = {"env_steps": float(manifest.env_steps), "wall_time": manifest.wall_time}
-        curve.append(point | solve(load_bundle(path), cfg, cfg.curve_episodes))
+        curve.append(point | solve(load_bundle(path, cfg.device), cfg, cfg.curve_episodes))
     return curve
 
 
@@ -160,9 +161,9 @@ def _rollout(
     bundle: Bundle, cfg: EvaluationCfg, episodes_per_head: int, num_envs: int, deterministic: bool
 ) -> EpisodeRecord:
     manifest = bundle.manifest
-    env = env_plan_of(bundle).make(num_envs, device="cpu", seed=cfg.seed, final_obs=False)
+    env = env_plan_of(bundle).make(num_envs, device=cfg.device, seed=cfg.seed, final_obs=False)
     try:
-        generator = torch.Generator().manual_seed(cfg.seed)
+        generator = torch.Generator(cfg.device).manual_seed(cfg.seed)
         policy = actor_policy(bundle.actor, manifest.obs_groups["actor"], deterministic, generator)
         return rollout_episodes(
             env,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -151,13 +150,11 @@ def _runnable(study: StudyCfg, chosen: Sequence[Cell], checkouts: Mapping[str, C
     foreign = [cell for cell in chosen if variant_of(study, cell).peer not in ("", *checkouts)]
     if foreign:
         print(f"note: {len(foreign)} cells of others' learners are left out: --peers says where their code lies")
-    cells = [cell for cell in chosen if cell not in foreign]
-    if importlib.util.find_spec("isaaclab") is None:
-        absent = [cell for cell in cells if cell_settings(study, cell, {})[0].get("backend") == "isaaclab"]
-        if absent:
-            print(f"note: {len(absent)} cells of Isaac Lab are left out: run the same command in its environment")
-        cells = [cell for cell in cells if cell not in absent]
-    return cells
+    flags = {cell.id: cell_settings(study, cell, {})[0] for cell in chosen}
+    absent = [cell for cell in chosen if flags[cell.id].get("backend") == "isaaclab" and "isaaclab" not in versions()]
+    if absent:
+        print(f"note: {len(absent)} cells of Isaac Lab are left out: run the same command in its environment")
+    return [cell for cell in chosen if cell not in (*foreign, *absent)]
 
 
 @dataclass(frozen=True)

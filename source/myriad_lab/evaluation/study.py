@@ -91,6 +91,8 @@ class EvaluationCfg:
     """Checkpoints evaluated for a learning curve besides the last, evenly spaced; 0 takes the curve from training."""
     curve_episodes: int = 64
     """Deterministic episodes per head at those checkpoints."""
+    device: str = "cpu"
+    """Device of the fresh env and of the policies."""
 
 
 @dataclass

@@ -64,9 +64,9 @@ def evaluate_peer(request: Mapping[str, Any]) -> dict[str, Any]:
     _, env_plan = _plan(request)
 
     def solve(snapshot: Snapshot, episodes: int) -> dict[str, float]:
-        env = env_plan.make(episodes, device="cpu", seed=cfg.seed, final_obs=False)
+        env = env_plan.make(episodes, device=cfg.device, seed=cfg.seed, final_obs=False)
         try:
-            policy = _policy(folder / snapshot.file)
+            policy = _policy(folder / snapshot.file, cfg.device)
             return solve_metrics(rollout_episodes(env, policy, 1, episodes, features=None, num_obs_rows=0), cfg.seed)
         finally:
             env.close()
@@ -96,8 +96,8 @@ def _plan(request: Mapping[str, Any]) -> tuple[Any, Any]:
     return make_env_plan(request["flags"], override_arguments(own))
 
 
-def _policy(path: Path) -> Policy:
-    module = load_torchscript(path)
+def _policy(path: Path, device: str) -> Policy:
+    module = load_torchscript(path).to(device)
 
     def act(obs: TensorDict) -> torch.Tensor:
         return module(obs["policy"])

@@ -88,7 +88,7 @@ class Recorder:
         # Where several were due, one stands for them: a policy that has not changed need not be written twice.
         if self._policy is not None and int(share * self.num_snapshots) > self._last:
             self._last = int(share * self.num_snapshots)
-            self._take()
+            self._take(self._policy)
         if share >= 1.0:
             raise BudgetSpent
 
@@ -112,14 +112,14 @@ class Recorder:
         used = self.wall_time, self.env_steps
         return max(spent / limit for spent, limit in zip(used, limits, strict=True) if limit is not None)
 
-    def _take(self) -> None:
+    def _take(self, policy: nn.Module) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         stopped, wall_time = time.perf_counter(), self.wall_time
         file = f"{self._last:04d}.pt"
         self.folder.mkdir(parents=True, exist_ok=True)
         with torch.no_grad():
-            export_torchscript(copy.deepcopy(self._policy), self.folder / file, self._num_obs, indexed=False)
+            export_torchscript(copy.deepcopy(policy), self.folder / file, self._num_obs, indexed=False)
         self.snapshots.append(Snapshot(file, self.env_steps, wall_time, self._updates()))
         self._paused += time.perf_counter() - stopped
 
