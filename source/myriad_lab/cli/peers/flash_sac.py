@@ -152,7 +152,7 @@ def make_overrides(settings: Mapping[str, Any], env: FlashSACEnv, seed: int) -> 
     Raises:
         ConfigurationError: If a setting is not for a study to choose.
     """
-    device = "cuda" if env.device.type == "cuda" else "cpu"
+    device = str(env.device)
     fixed = {
         "seed": seed,
         "env": "isaaclab",
