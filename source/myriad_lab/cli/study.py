@@ -106,4 +106,5 @@ def _command(args: argparse.Namespace) -> str:
     for name, default in (("num_seeds", None), ("scale", 1.0), ("jobs", 1)):
         value = getattr(args, name)
         parts += [f"--{name}", str(value)] if value != default else []
+    parts += ["--peers", "PEERS"] if args.peers else []  # where they lie is this machine's affair
     return shlex.join(parts)

@@ -10,7 +10,7 @@ from typing import Any
 
 from myriad_lab.cli.machine import hardware, versions
 from myriad_lab.cli.study_cells import code_commit, make_signatures
-from myriad_lab.evaluation.study import BudgetCfg, StudyCfg, make_cells, read_result
+from myriad_lab.evaluation.study import StudyCfg, make_cells, read_result
 
 
 def write_report(study: StudyCfg, goals: dict[str, dict[str, Any]], out: Path, command: str) -> int:
@@ -33,18 +33,20 @@ def write_report(study: StudyCfg, goals: dict[str, dict[str, Any]], out: Path, c
     return 1 if summary["failed"] else 0
 
 
-def _budget_text(budget: BudgetCfg, name: str) -> str:
-    text = ", ".join(f"{key} {value:,}" for key, value in asdict(budget).items() if value is not None)
-    return f"{name}: {text}" if name else text
+def _budgets(study: StudyCfg) -> str:
+    """Return the budget of all runs, or that of each case where they differ."""
+    texts = {}
+    for name, case in study.cases.items():
+        limits = asdict(case.budget or study.budget).items()
+        texts[case.label or name] = ", ".join(f"{key} {value:,}" for key, value in limits if value is not None)
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"{name}: {text}" for name, text in texts.items())
 
 
 def _context(
     study: StudyCfg, results: Sequence[dict[str, Any]], command: str, stale: Sequence[str] = ()
 ) -> dict[str, str]:
-    budgets = {case.label or name: case.budget or study.budget for name, case in study.cases.items()}
-    budget = "; ".join(_budget_text(each, name if len(budgets) > 1 else "") for name, each in budgets.items())
-    if len({_budget_text(each, "") for each in budgets.values()}) == 1:
-        budget = _budget_text(study.budget, "")
     machines = {json.dumps(r["hardware"]) for r in results} or {json.dumps(hardware())}
     packages = {json.dumps(r["versions"]) for r in results} or {json.dumps(versions())}
 
@@ -58,14 +60,12 @@ def _context(
             f"recorded, have changed since they were made ({', '.join(stale[:3])}{', ...' if len(stale) > 3 else ''})"
         )
     peers = sorted({r["peer"] for r in results if r.get("peer")})
-    return (
-        lines
-        | ({"others' code": "; ".join(peers)} if peers else {})
-        | {
-            "budget of each run": budget,
-            "hardware": plain(machines),
-            "versions": plain(packages),
-            "git commit": "; ".join(sorted({r.get("git_commit", "not recorded") for r in results})) or code_commit(),
-            "time of all cells": f"{sum(r['seconds'] for r in results) / 60:.0f} min",
-        }
-    )
+    if peers:
+        lines["others' code"] = "; ".join(peers)
+    return lines | {
+        "budget of each run": _budgets(study),
+        "hardware": plain(machines),
+        "versions": plain(packages),
+        "git commit": "; ".join(sorted({r.get("git_commit", "not recorded") for r in results})) or code_commit(),
+        "time of all cells": f"{sum(r['seconds'] for r in results) / 60:.0f} min",
+    }
