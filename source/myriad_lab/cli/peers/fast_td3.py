@@ -89,7 +89,9 @@ def train(checkout: Checkout, env: VecEnv, recorder: Recorder, settings: Mapping
         steps = recorder.env_steps // env.num_envs - args.learning_starts - 1
         return max(0, steps) * args.num_updates
 
-    def hand_over(step: int, actor: nn.Module, critic: nn.Module, target: nn.Module, normalizer: nn.Module, *_: Any):  # noqa: ANN202
+    def hand_over(
+        _: int, actor: nn.Module, critic: nn.Module, target: nn.Module, normalizer: nn.Module, *__: Any
+    ) -> None:
         recorder.follow(Policy(normalizer, actor), view.num_obs, updates)
 
     vars(utils)["save_params"] = hand_over
