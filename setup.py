@@ -12,7 +12,9 @@ EXPORT = ["onnx", "onnxscript", "onnxruntime"]
 VIZ = ["matplotlib", "imageio-ffmpeg", "pillow", "tensorboard"]
 # without a GPU Triton interprets and compiles our kernels in the tests; torch for CUDA brings it along
 TRITON = 'triton; platform_system == "Linux" and platform_machine == "x86_64"'
-DEV = ["pytest", "pytest-timeout", "pytest-xdist", "ruff", "pyright[nodejs]", "pre-commit", "build", TRITON]
+# on a CPU, where no one would train with it, the tests run its kernels at small sizes and compile them for GPUs
+WARP = ["mujoco-warp>=4.0"]
+DEV = ["pytest", "pytest-timeout", "pytest-xdist", "ruff", "pyright[nodejs]", "pre-commit", "build", TRITON, *WARP]
 
 setup(
     name=PACKAGE["name"],
@@ -41,7 +43,8 @@ setup(
         "export": EXPORT,
         "viz": VIZ,
         "wandb": ["wandb"],
-        "warp": ["mujoco-warp"],
+        # not beside Isaac Lab, whose Newton pins an older one
+        "warp": WARP,
         # Isaac Lab brings Newton and its own pins of torch, rsl-rl-lib and mujoco; its extra adds an engine
         "isaaclab": ["isaaclab[ovphysx]~=3.0.0; python_version == '3.12'"],
         "isaacsim": ["isaaclab[isaacsim]~=3.0.0; python_version == '3.12'"],

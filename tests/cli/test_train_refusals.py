@@ -61,7 +61,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--task", TASK, *SMALL, "--device", "abacus"], ["abacus", "cpu"]),
         (["--task", TASK, *SMALL, "--backend", "mujoco"], ["mujoco", "torch"]),
         (["--task", TASK, *SMALL, "backend=mujoco"], ["mujoco", "torch"]),
-        (["--task", TASK, *SMALL, "--backend", "mujoco_warp"], ["mujoco_warp", "not available yet", "torch"]),
+        (["--task", TASK, *SMALL, "--backend", "mujoco_warp"], ["no backend 'mujoco_warp'", "runs on torch"]),
         (["--task", TASK, *SMALL, "--backend", "isaaclab"], ["no backend 'isaaclab'", "runs on torch"]),
         (["--task", "Isaac-Ant-Direct", *SMALL], ["Isaac-Ant-Direct", "add --backend isaaclab"]),
         (["--task", TASK, *SMALL, "physics=ovphysx"], ["isaaclab.physics=ovphysx", "without --backend isaaclab"]),

@@ -27,6 +27,8 @@ IN_ISAACLAB = (
     "Myriad-Velocity-Quadruped",
 )
 """Ours there: each robot, walls, a height field, a goal; the others differ in the map alone."""
+ON_WARP = ("Myriad-AntMaze-Maze",)
+"""Ours on MuJoCo-Warp: one robot, for its kernels take half a minute to compile on a machine that has none of them."""
 STOCK = ("Isaac-Ant-Direct", "Isaac-Ant")
 """Tasks of Isaac Lab, a direct and a manager-based one."""
 NUM_ENVS = 3
@@ -37,7 +39,8 @@ GROUPS = ("policy", "critic", "features")
 
 def cases() -> list[Any]:
     """Return (task, backend) for all that there is; those on Isaac Lab are for its own environment."""
-    native = [(entry.id, backend) for entry in list_tasks() for backend in entry.backends if backend != "isaaclab"]
+    native = [(entry.id, name) for entry in list_tasks() for name in entry.backends if name in ("torch", "mujoco")]
+    native += [(task, "mujoco_warp") for task in ON_WARP]
     native.append(("Myriad-AntMaze-Maze", OLD_MUJOCO))
     foreign = [(task, f"isaaclab {physics}") for physics in ENGINES for task in (*IN_ISAACLAB, *STOCK)]
     return [

@@ -15,9 +15,9 @@ from myriad_lab.errors import ConfigurationError
 
 EXTRAS = {
     "onnx": "export", "onnxscript": "export", "onnxruntime": "export", "matplotlib": "viz",
-    "imageio_ffmpeg": "viz", "tensorboard": "viz",
+    "imageio_ffmpeg": "viz", "tensorboard": "viz", "mujoco_warp": "warp",
 }  # fmt: skip
-GUARDED = {"mujoco": "myriad_lab.envs.mujoco.compat"}
+GUARDED = {"mujoco": "myriad_lab.envs.mujoco.compat", "mujoco_warp": "myriad_lab.envs.mujoco_warp.compat"}
 """Packages -> the module that imports them and knows how they break."""
 CORE = ("torch", "numpy", "tensordict", "rsl_rl", "hydra", "omegaconf", "mujoco", "scipy")
 
@@ -69,7 +69,7 @@ def check_packages() -> list[Finding]:
             importlib.import_module(GUARDED.get(name, name))
             findings.append(Finding(name, "ok", _version_of(name)))
         except ConfigurationError as error:
-            findings.append(Finding(name, "broken", str(error)))
+            findings.append(Finding(name, "missing" if name in EXTRAS else "broken", str(error)))
         except (ImportError, OSError) as error:  # OSError: a shared library that does not load
             findings.append(Finding(name, "missing" if name in EXTRAS else "broken", f"{mend} ({error})"))
     return findings

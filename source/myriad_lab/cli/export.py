@@ -75,12 +75,15 @@ def export(
     folder = run_of(bundle)
     target = Path(out) if out is not None else (folder.export if folder is not None else bundle.path / "export")
     obs, heads = recorded_observations(bundle)
-    if obs is None or bundle.manifest.backend == "mujoco":
-        env = env_of(bundle, bundle.manifest.num_policies * ENVS_PER_HEAD, overrides=overrides)
+    in_mujoco = bundle.manifest.backend in ("mujoco", "mujoco_warp")
+    if obs is None or in_mujoco:
+        # the scene and its robots are the same on both, and the C engine needs neither a GPU nor kernels
+        backend = "mujoco" if in_mujoco else None
+        env = env_of(bundle, bundle.manifest.num_policies * ENVS_PER_HEAD, backend=backend, overrides=overrides)
         try:
             if obs is None:
                 obs, heads = _observe(bundle, env)
-            xml = scene_xml(env) if bundle.manifest.backend == "mujoco" else None
+            xml = scene_xml(env) if in_mujoco else None
         finally:
             env.close()
     else:

@@ -67,8 +67,8 @@ def make_plan(flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainP
     if resume is not None:
         _check_same(resume, run)
         _check_place(resume, flags)
-    registry.check_device(run.device)
     env = _plan_env(run, layers)
+    registry.check_device(run.device)
     run.backend = env.backend
     agent_cfg = _compose_section(algorithms.AGENTS[run.algorithm](), layers, "agent")
     seed_from = _load(run.portfolio, root) if run.portfolio else None

@@ -10,12 +10,11 @@ from typing import Any
 from myriad_lab.cli.arguments import non_empty, positive_float, positive_int, seed_int
 from myriad_lab.errors import ConfigurationError, nearest
 
-BACKENDS = ("torch", "mujoco", "isaaclab")
+BACKENDS = ("torch", "mujoco", "mujoco_warp", "isaaclab")
 ALGORITHMS = ("kmyriad", "pql", "ppo")
 SEEDINGS = ("all", "best", "halving")
 LOGGERS = ("tensorboard", "wandb", "none")
 NOT_YET = {
-    "backend": ("mujoco_warp",),
     "algorithm": ("pgpse", "sac", "impala", "arac", "maac", "ald"),
 }
 """What the design names and nobody has built; asking for it is an error of its own kind."""

@@ -194,9 +194,19 @@ def _mujoco_backend(task: Any, num_envs: int, device: torch.device, seed: int, n
     return MujocoSimulator(task.robot, task.arena, num_envs, device=device, num_threads=num_threads)
 
 
+def _mujoco_warp_backend(
+    task: Any, num_envs: int, device: torch.device, seed: int, num_threads: int | None
+) -> Simulator:
+    """Build the task's robot and arena in MuJoCo-Warp, whose kernels need no threads of ours; nothing is random."""
+    from myriad_lab.envs.mujoco_warp.simulator import MujocoWarpSimulator
+
+    return MujocoWarpSimulator(task.robot, task.arena, num_envs, device=device, capacity=task.cfg.capacity)
+
+
 _BACKENDS: dict[str, Callable[[Any, int, torch.device, int, int | None], Simulator]] = {
     "torch": _torch_backend,
     "mujoco": _mujoco_backend,
+    "mujoco_warp": _mujoco_warp_backend,
 }
 
 

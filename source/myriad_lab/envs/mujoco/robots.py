@@ -170,8 +170,8 @@ class MujocoRobots:
         now = self._current.owned
         now["motion"][env_ids] = torch.cat((qpos, qvel[:, :3], initial.root_ang_vel_w, qvel[:, 6:]), dim=-1)
         for name in ("contact_forces", "actions", "joint_torques"):
-            now[name][env_ids] = 0.0
-        self._current.state.previous_actions[env_ids] = 0.0
+            now[name].index_fill_(0, env_ids, 0.0)
+        self._current.state.previous_actions.index_fill_(0, env_ids, 0.0)
         return qpos, qvel
 
     def _buffers_state(self) -> dict[str, Any]:

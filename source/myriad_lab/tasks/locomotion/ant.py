@@ -25,7 +25,7 @@ def register_ant() -> None:
         TaskEntry(
             id="Myriad-Ant",
             family="locomotion",
-            backends=("mujoco", "isaaclab"),
+            backends=("mujoco", "mujoco_warp", "isaaclab"),
             cfg=AntCfg(),
             make_task=make_ant,
             description="Ant, 8 torques: run along +x, dense reward.",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from myriad_lab.envs.arena import Arena
 from myriad_lab.envs.contract import TermSpec
+from myriad_lab.envs.mujoco_warp.cfg import CapacityCfg
 from myriad_lab.envs.robot import RobotCfg
 from myriad_lab.envs.robot_state import InitialState, RobotState
 from myriad_lab.envs.rotations import quat_from_yaw
@@ -30,9 +31,12 @@ class LocomotionCfg:
     """Half-width of the uniform noise on the start joint velocities [rad/s]."""
     yaw_noise: float = 0.0
     """Half-width of the uniform noise on the start heading [rad]."""
+    capacity: CapacityCfg = field(default_factory=CapacityCfg)
+    """Room for contacts on backend ``mujoco_warp``."""
 
     def validate(self) -> None:
         """Raise ``ConfigurationError`` where a number is out of range."""
+        self.capacity.validate()
         check_numbers(self, counts=("episode_steps",), not_negative=("joint_noise", "joint_vel_noise", "yaw_noise"))
 
 

@@ -34,7 +34,7 @@ def register_humanoid() -> None:
         TaskEntry(
             id="Myriad-Humanoid",
             family="locomotion",
-            backends=("mujoco", "isaaclab"),
+            backends=("mujoco", "mujoco_warp", "isaaclab"),
             cfg=HumanoidCfg(),
             make_task=make_humanoid,
             description="Humanoid, 21 torques: run along +x, dense reward.",

@@ -205,7 +205,7 @@ def register_velocity() -> None:
         TaskEntry(
             id="Myriad-Velocity-Quadruped",
             family="locomotion",
-            backends=("mujoco", "isaaclab"),
+            backends=("mujoco", "mujoco_warp", "isaaclab"),
             cfg=VelocityCfg(),
             make_task=VelocityTask,
             description="Quadruped, 12 joint position targets: follow velocity commands.",

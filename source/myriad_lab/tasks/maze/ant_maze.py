@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from myriad_lab.envs.contract import TermSpec
+from myriad_lab.envs.mujoco_warp.cfg import CapacityCfg
 from myriad_lab.envs.robot_state import RobotState
 from myriad_lab.envs.rotations import rotation_matrix
 from myriad_lab.tasks.locomotion.robots.robots import ANT
@@ -31,10 +32,13 @@ class AntMazeCfg(MazeTaskCfg):
     """Half-width of the uniform noise on the start joint positions [rad]."""
     joint_vel_scale: float = 0.1
     """Scale of joint velocities in the observation [s/rad]."""
+    capacity: CapacityCfg = field(default_factory=CapacityCfg)
+    """Room for contacts on backend ``mujoco_warp``."""
 
     def validate(self) -> None:
         """Raise ``ConfigurationError`` where a number is out of range."""
         super().validate()
+        self.capacity.validate()
         check_numbers(self, counts=("decimation",), positive=("joint_vel_scale",))
 
 
@@ -95,7 +99,7 @@ def register_ant_mazes() -> None:
                 TaskEntry(
                     id=f"Myriad-AntMaze-{arena.title()}{suffix}",
                     family="maze",
-                    backends=("mujoco", "isaaclab"),
+                    backends=("mujoco", "mujoco_warp", "isaaclab"),
                     cfg=AntMazeCfg(arena=arena, sparse_goal=goal),
                     make_task=AntMazeTask,
                     description=f"Ant, 8 torques, map {arena!r} of 40 m x 24 m, {what}.",
