@@ -18,6 +18,7 @@ from myriad_lab.cli.plan import make_plan
 from myriad_lab.cli.story import ANT_STAGES, STAGES, StageCfg, load_story
 from myriad_lab.cli.story_state import StoryState
 from myriad_lab.errors import ConfigurationError
+from myriad_lab.portfolio.manifest import Manifest
 from myriad_lab.portfolio.run_folder import RunFolder
 from myriad_lab.runners.callbacks import Callback
 
@@ -142,3 +143,32 @@ def test_a_fresh_story_begins_in_an_empty_folder(
     assert (aside / "a_run").is_dir()
     assert main(["story", "quikc", "--fresh"]) == 2
     assert "there is no preset story=quikc. Did you mean quick" in capsys.readouterr().err
+
+
+def test_a_larger_story_is_cut_to_size() -> None:
+    from myriad_lab.cli.story_sizes import resized
+
+    given = {"num_envs": 65_536, "backend": "mujoco_warp", "device": "cpu"}
+    ant = resized(load_story("ant"), given)
+    for stage in (ant.pretrain, ant.finetune):
+        assert given.items() <= stage.flags.items()
+    assert ant.pretrain.overrides == ["agent.num_minibatches=19"]  # 65536 * 300 rows, a million each
+    assert ant.finetune.overrides == ["agent.replay_capacity=8388608", "agent.batch_size=8192"]
+    assert ant.device == "cpu"
+    point = resized(load_story("point"), {"num_envs": 16_384})
+    assert point.pretrain.overrides == []
+    assert point.finetune.overrides == ["agent.replay_capacity=2097152", "agent.batch_size=512"]
+    assert not point.ant.preset
+    with pytest.raises(ConfigurationError, match="no backend 'mujoco_warp'"):
+        resized(load_story("point"), {"backend": "mujoco_warp"})
+
+
+def test_a_story_with_flags_has_a_folder_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["story", "quick", "--num_envs", "32", "--max_iterations", "1"]) == 0
+    told = capsys.readouterr().out
+    root = Path("runs/story_quick_32_1")
+    assert list(json.loads((root / "story.json").read_text())) == list(STAGES)
+    assert {Manifest.load(run.latest()).env_steps for run in runs_of(root).values()} == {32 * 20}
+    assert told.count("memory for 32 envs on cpu") == 2
+    assert main(["story", "quick", "--device", "cuda:77"]) == 2
+    assert "cuda:77" in capsys.readouterr().err

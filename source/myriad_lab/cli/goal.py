@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from myriad_lab.errors import ConfigurationError
 
@@ -46,7 +46,8 @@ def choose_goal(plan: TrainPlan, percentile: float, episodes: int, seed: int = 0
     for candidate in candidates(percentile):
         goal = plan.env.task.arena.far_goal(candidate)
         overrides = {**plan.env.values, "goal": list(goal)}
-        env = make_env(run.task, backend=run.backend, num_envs=episodes, seed=seed, overrides=overrides)
+        settings: dict[str, Any] = {"device": run.device, "seed": seed, "overrides": overrides}
+        env = make_env(run.task, backend=run.backend, num_envs=episodes, **settings)
         try:
             record = rollout_episodes(env, random_policy(env, seed), 1, episodes, features=None, num_obs_rows=0)
         finally:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from myriad_lab.cli.arguments import non_empty, refuse_overrides
+from myriad_lab.cli.arguments import non_empty, positive_int, refuse_overrides
 from myriad_lab.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 STAGES = ("pretrain", "explorers", "goal", "finetune", "specialists", "video", "report", "export")
 ANT_STAGES = ("ant", "ant video")
 COVERAGE = "Population/coverage"
+SIZES = ("backend", "device", "num_envs", "max_iterations")
+"""Flags of ``myriad train`` that the story passes on to its trainings."""
 
 
 @dataclass
@@ -51,6 +53,8 @@ class StoryCfg:
     """Deterministic episodes per head."""
     evaluation_pool: int = 16_384
     """Particles in the pool of the entropy estimates."""
+    device: str = "cpu"
+    """Where everything but the exported files is computed."""
 
     def validate(self) -> None:
         """Raise ``ConfigurationError`` where a value is out of range."""
@@ -65,14 +69,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--runs_root", type=non_empty, default="runs", help="where run folders are made (default: runs)"
     )
     parser.add_argument("--fresh", action="store_true", help="put what was done aside and start over")
+    parser.add_argument("--backend", type=non_empty, help="simulator of both trainings, e.g. mujoco_warp")
+    parser.add_argument("--device", type=non_empty, help="where everything runs (default: that of the backend)")
+    parser.add_argument("--num_envs", type=positive_int, help="envs of both trainings, e.g. 65536")
+    parser.add_argument("--max_iterations", type=positive_int, help="iterations of each training, to see that it works")
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Tell the story; returns 130 where a signal interrupted it."""
+    from myriad_lab.cli.story_sizes import resized
     from myriad_lab.cli.story_state import StoryInterruptedError, put_aside
 
     refuse_overrides("story", overrides)
-    cfg, root = load_story(args.name), Path(args.runs_root) / f"story_{args.name}"
+    given = {name: value for name in SIZES if (value := getattr(args, name)) is not None}
+    cfg = load_story(args.name)
+    if given:
+        cfg = resized(cfg, given)
+    root = Path(args.runs_root) / "_".join(["story", args.name, *map(str, given.values())]).replace(":", "")
     if args.fresh:
         put_aside(root)
     try:
@@ -111,7 +124,7 @@ def story(cfg: StoryCfg, root: Path) -> list[str]:
     aim = f"env.goal=[{goal['goal'][0]},{goal['goal'][1]}]"
     finetuned = _train(state, "finetune", f"finetune for the goal {tuple(goal['goal'])}", cfg.finetune, seeded, [aim])
     specialists = _evaluate(state, "specialists", "measure success", finetuned, cfg)
-    videos = _video(state, [pretrained, finetuned])
+    videos = _video(state, [pretrained, finetuned], cfg.device)
     pages = _report(state, [pretrained, finetuned], [explorers, specialists, videos])
     exported = _export(state, finetuned, specialists)
     ant = _ant(state, cfg.ant) if cfg.ant.preset else None
@@ -216,10 +229,10 @@ def _do_training(state: StoryState, run_name: str, flags: dict[str, Any], words:
 def _evaluate(state: StoryState, name: str, title: str, trained: dict[str, Any], cfg: StoryCfg) -> dict[str, Any]:
     from myriad_lab.cli.evaluate import EvaluateCfg, evaluate
 
-    settings: dict[str, Any] = {"episodes": cfg.evaluation_episodes, "pool_size": cfg.evaluation_pool}
+    settings = {"episodes": cfg.evaluation_episodes, "pool_size": cfg.evaluation_pool, "device": cfg.device}
 
     def work() -> dict[str, Any]:
-        result, _ = evaluate(_open(trained), EvaluateCfg(**settings))
+        result, _ = evaluate(_open(trained), EvaluateCfg(**settings))  # pyright: ignore[reportArgumentType]
         best = result["held_out_best"] or result["best_head"]
         return {"portfolio": result["portfolio"], "best": best, "heads": [row["head"] for row in result["heads"]]}
 
@@ -241,17 +254,17 @@ def _goal(state: StoryState, cfg: StoryCfg, seeded: dict[str, Any]) -> dict[str,
     return state.stage("goal", "choose a far goal that chance does not meet", inputs, work)
 
 
-def _video(state: StoryState, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _video(state: StoryState, runs: Sequence[dict[str, Any]], device: str) -> dict[str, Any]:
     def work() -> dict[str, Any]:
-        return {"videos": [_record(trained) for trained in runs]}
+        return {"videos": [_record(trained, device) for trained in runs]}
 
     return state.stage("video", "record videos", {"runs": list(runs)}, work)
 
 
-def _record(trained: dict[str, Any]) -> str:
-    from myriad_lab.cli.play import record
+def _record(trained: dict[str, Any], device: str = "cpu") -> str:
+    from myriad_lab.cli.play import PlayCfg, record
 
-    return str(record(_open(trained)))
+    return str(record(_open(trained), PlayCfg(device=device)))
 
 
 def _ant(state: StoryState, cfg: StageCfg) -> dict[str, Any]:

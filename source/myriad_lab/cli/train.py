@@ -94,6 +94,7 @@ def train(
         ConfigurationError: If a setting is wrong; nothing has been written then.
         CheckpointError: If a bundle is missing, damaged or does not fit.
     """
+    from myriad_lab.cli.memory import memory_lines
     from myriad_lab.cli.plan import make_plan
     from myriad_lab.cli.ranks import open_ranks, physics_threads, place_of
     from myriad_lab.cli.run_info import finish_run
@@ -103,6 +104,9 @@ def train(
     plan = make_plan(flags, overrides)
     if plan.resume is not None and _is_done(plan, plan.resume.manifest):
         return _result_of_done(plan, is_main=place.rank == 0)
+    if place.rank == 0:
+        for line in memory_lines(plan):
+            print(line, flush=True)
     settle_torch(plan.run.deterministic)
     with open_ranks(place, plan.run) as ranks:
         env = _make_env(plan, ranks, physics_threads(place))

@@ -1,0 +1,61 @@
+"""What is told of memory before a run is what the run then holds."""
+
+from __future__ import annotations
+
+import pytest
+
+from myriad_lab.cli import memory
+from myriad_lab.cli import train as train_module
+from myriad_lab.cli.algorithms import Setting, make_runner
+from myriad_lab.cli.memory import memory_lines, memory_of
+from myriad_lab.cli.plan import make_plan
+
+SMALL = {"task": "Myriad-PointMaze-Maze", "num_envs": 8, "num_policies": 2}
+TINY = ["env.episode_steps=12", "agent.actor.trunk=[8]", "agent.actor.adapter_dim=8"]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "overrides", "what"),
+    [("kmyriad", ["agent.k=2"], "rollout"), ("pql", ["agent.replay_capacity=400"], "replay memory")],
+)
+def test_the_learner_holds_what_was_told(algorithm, overrides, what):
+    plan = make_plan({**SMALL, "algorithm": algorithm}, [*TINY, *overrides])
+    (part,) = memory_of(plan)
+    assert part.what == what
+    env = plan.env.make(8, device="cpu", seed=0)
+    learner = make_runner(algorithm, Setting(env, plan.agent_cfg, "cpu", 0, 2, None, [], {})).algorithm
+    env.close()
+    if algorithm == "pql":
+        assert part.size == learner.replay.num_bytes
+    else:
+        assert part.size == sum(field.nbytes for field in learner.storage._fields.values())
+
+
+def test_the_simulator_of_a_gpu_is_told_for_all_envs():
+    flags = {"task": "Myriad-Ant", "backend": "mujoco_warp", "device": "cpu", "algorithm": "pql", "num_policies": 1}
+    sizes = []
+    for num_envs in (16_384, 65_536):
+        simulator, replay = memory_of(make_plan({**flags, "num_envs": num_envs}, ["env.capacity.njmax=64"]))
+        assert (simulator.what, replay.what) == ("simulator", "replay memory")
+        assert "64 constraints" in simulator.detail
+        sizes.append(simulator.size)
+    assert sizes[1] - sizes[0] == pytest.approx(3 * sizes[0], rel=1e-3)
+    assert 0.5 * 2**30 < sizes[1] < 5 * 2**30
+
+
+def test_it_is_printed_before_the_env_is_made(monkeypatch, capsys):
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
+    plan = make_plan({**SMALL, "algorithm": "pql"}, TINY)
+
+    def before_anything(deterministic: bool) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(train_module, "settle_torch", before_anything)
+    with pytest.raises(InterruptedError):
+        train_module.train({**SMALL, "algorithm": "pql"}, TINY)
+    told = capsys.readouterr().out.splitlines()
+    assert told == memory_lines(plan)
+    assert told[0].startswith("memory for 8 envs on cpu")
+    assert "it will not fit: take fewer envs, or a smaller agent.replay_capacity" in told[-1]
+    monkeypatch.setattr(memory, "free_memory", lambda device: None)
+    assert memory_lines(plan)[-1].endswith("GiB")
