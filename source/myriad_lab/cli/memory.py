@@ -90,6 +90,8 @@ def _rollout(plan: TrainPlan, sizes: dict[str, int], num_actions: int) -> Memory
 
 
 def _replay(plan: TrainPlan, sizes: dict[str, int], num_actions: int) -> MemoryPart:
+    import torch
+
     from myriad_lab.runners.parallel_q_processes import guard_slots
     from myriad_lab.storage.replay import ReplayBuffer
 
@@ -97,10 +99,12 @@ def _replay(plan: TrainPlan, sizes: dict[str, int], num_actions: int) -> MemoryP
     num_envs, num_policies = plan.run.num_envs or 1, plan.run.num_policies or 1
     steps = max(cfg.n_step + 1, cfg.replay_capacity // num_envs)
     groups = {group: sizes[group] for group in ("policy", cfg.critic_group)}
+    # on no device: it knows its size, and takes none
+    place: Any = ("meta", getattr(torch, cfg.replay_dtype))
     slots = guard_slots(cfg, cfg.runner.max_lead)
-    on_nothing = ReplayBuffer(steps, num_envs, num_policies, groups, num_actions, "meta", guard_slots=slots)
-    size = on_nothing.num_bytes
-    return MemoryPart("replay memory", size, f"{steps:,} steps per env, {size // (steps * num_envs)} bytes per step")
+    memory = ReplayBuffer(steps, num_envs, num_policies, groups, num_actions, *place, guard_slots=slots)
+    detail = f"{steps:,} steps per env, {memory.bytes_per_transition:.0f} bytes per transition"
+    return MemoryPart("replay memory", memory.num_bytes, detail)
 
 
 def _gib(size: int) -> str:
