@@ -101,8 +101,9 @@ class ReplayBuffer:
         default_rows = max(2 * num_envs, math.ceil(capacity_steps * num_envs / 16))
         self.final_capacity = max(num_envs, default_rows if final_capacity is None else final_capacity)
         self.final_rows = self.final_capacity + guard_slots * num_envs
-        told = (capacity_steps, num_envs, self.num_bytes / 2**20, self.bytes_per_transition)
-        logger.info("Replay memory of %d x %d steps: %.1f MiB, %.0f B per transition", *told)
+        if self.device.type != "meta":  # where it takes no memory, somebody only asks for its size
+            told = (capacity_steps, num_envs, self.num_bytes / 2**20, self.bytes_per_transition)
+            logger.info("Replay memory of %d x %d steps: %.1f MiB, %.0f B per transition", *told)
         self._allocate()
 
     @property
