@@ -15,7 +15,7 @@ from myriad_lab.cli import train as train_module
 from myriad_lab.cli.goal import candidates, choose_goal
 from myriad_lab.cli.main import main
 from myriad_lab.cli.plan import make_plan
-from myriad_lab.cli.story import ANT_STAGES, STAGES, StageCfg, load_story
+from myriad_lab.cli.story import ANT_STAGES, STAGES, StageCfg, StoryCfg, load_story
 from myriad_lab.cli.story_state import StoryState
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.portfolio.manifest import Manifest
@@ -172,3 +172,28 @@ def test_a_story_with_flags_has_a_folder_of_its_own(capsys: pytest.CaptureFixtur
     assert told.count("memory for 32 envs on cpu") == 2
     assert main(["story", "quick", "--device", "cuda:77"]) == 2
     assert "cuda:77" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_story_of_the_ant_on_mujoco_warp(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every stage at the smallest size; on a CPU it is the kernels that take their time, not the robots."""
+    from myriad_lab.cli.story_sizes import resized
+
+    tiny = ["env.episode_steps=6", "agent.runner.nan_guard_interval=0"]
+    short = ["agent.runner.num_steps_per_iteration=8", "agent.warmup_steps=2"]
+    cfg = StoryCfg(
+        pretrain=StageCfg("antmaze", {"num_policies": 2, "logger": "none"}, [*tiny, "agent.k=2"]),
+        finetune=StageCfg("antmaze_goal", {"logger": "none"}, [*tiny, *short]),
+        goal_percentile=90.0,
+        random_episodes=2,
+        evaluation_episodes=2,
+        evaluation_pool=16,
+    )
+    root = Path("runs/story_ant_mujoco_warp")
+    given = {"backend": "mujoco_warp", "device": "cpu", "num_envs": 16, "max_iterations": 1}
+    lines = story_module.story(resized(cfg, given), root)
+    assert "2 policies, 96 env steps" in "\n".join(lines)
+    runs = runs_of(root)
+    assert {Manifest.load(run.latest()).backend for run in runs.values()} == {"mujoco_warp"}
+    assert "simulator" in capsys.readouterr().out
+    assert (runs["finetune"].export / "scene.xml").is_file()
