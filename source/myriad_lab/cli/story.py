@@ -229,10 +229,11 @@ def _do_training(state: StoryState, run_name: str, flags: dict[str, Any], words:
 def _evaluate(state: StoryState, name: str, title: str, trained: dict[str, Any], cfg: StoryCfg) -> dict[str, Any]:
     from myriad_lab.cli.evaluate import EvaluateCfg, evaluate
 
-    settings = {"episodes": cfg.evaluation_episodes, "pool_size": cfg.evaluation_pool, "device": cfg.device}
+    settings: dict[str, Any] = {"episodes": cfg.evaluation_episodes, "pool_size": cfg.evaluation_pool}
+    settings["device"] = cfg.device
 
     def work() -> dict[str, Any]:
-        result, _ = evaluate(_open(trained), EvaluateCfg(**settings))  # pyright: ignore[reportArgumentType]
+        result, _ = evaluate(_open(trained), EvaluateCfg(**settings))
         best = result["held_out_best"] or result["best_head"]
         return {"portfolio": result["portfolio"], "best": best, "heads": [row["head"] for row in result["heads"]]}
 

@@ -21,8 +21,8 @@ def resized(cfg: StoryCfg, given: Mapping[str, Any]) -> StoryCfg:
     """Return the story with flags for both of its trainings; the second robot is left out.
 
     What presets for hundreds of envs say would not do for tens of thousands: the rollout is cut into more minibatches,
-    the replay memory keeps enough steps of each env, and a batch has a row for every second env of a head, as in PQL
-    (arXiv 2307.12983: 8192 rows for 4096 envs; that is the most here).
+    the replay memory keeps enough steps of each env, and a batch has a row for every second env of a head, up to the
+    8192 rows of PQL (arXiv 2307.12983).
 
     Args:
         cfg: The story.

@@ -98,6 +98,21 @@ def test_the_feet_of_a_standing_robot_carry_what_they_carry_in_the_c_engine():
     torch.testing.assert_close(forces[0], forces[1], atol=0.05, rtol=0.01)
 
 
+def test_a_captured_step_is_the_step(monkeypatch):
+    """Warp captures on a CPU, too; only what speaks of torch's streams is taken away."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(wp, "stream_from_torch", lambda device: None)
+    captured, eager = make_warp(), make_warp()
+    before = captured.state_dict()["physics"]
+    captured.physics._graph = captured.physics._capture()
+    for name, rows_now in captured.state_dict()["physics"].items():
+        assert torch.equal(rows_now, before[name])
+    monkeypatch.setattr(captured.physics, "_run", lambda: pytest.fail("it was not replayed"))
+    actions = random_actions(captured, 20)
+    captured.reset(torch.tensor([1]), standing(ANT, 1))
+    assert torch.equal(run(captured, actions), run(eager, actions))
+
+
 def test_tensors_are_views_of_the_engine():
     simulator = make_warp()
     simulator.physics.qpos[2, 0] = 7.25

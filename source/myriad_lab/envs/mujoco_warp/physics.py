@@ -49,6 +49,7 @@ class WarpPhysics:
             if device.type == "cuda":  # one thread of a CPU adds in one order anyway
                 self._model.opt.deterministic = torch.are_deterministic_algorithms_enabled()
             self._data = make_data(model, num_envs, capacity)
+        wp.synchronize_device(self._place)  # Warp has filled the arrays on a stream of its own
         self.qpos, self.qvel, self.ctrl, self.sensordata, self.overflow = (
             wp.to_torch(getattr(self._data, name)) for name in ("qpos", "qvel", "ctrl", "sensordata", "overflow")
         )
