@@ -16,7 +16,11 @@ TINY = ["env.episode_steps=12", "agent.actor.trunk=[8]", "agent.actor.adapter_di
 
 @pytest.mark.parametrize(
     ("algorithm", "overrides", "what"),
-    [("kmyriad", ["agent.k=2"], "rollout"), ("pql", ["agent.replay_capacity=400"], "replay memory")],
+    [
+        ("kmyriad", ["agent.k=2"], "rollout"),
+        ("pql", ["agent.replay_capacity=400"], "replay memory"),
+        ("pql", ["agent.replay_capacity=400", "agent.replay_dtype=bfloat16"], "replay memory"),
+    ],
 )
 def test_the_learner_holds_what_was_told(algorithm, overrides, what):
     plan = make_plan({**SMALL, "algorithm": algorithm}, [*TINY, *overrides])
@@ -44,7 +48,7 @@ def test_the_simulator_of_a_gpu_is_told_for_all_envs():
 
 
 def test_it_is_printed_before_the_env_is_made(monkeypatch, capsys):
-    monkeypatch.setattr(memory, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     plan = make_plan({**SMALL, "algorithm": "pql"}, TINY)
 
     def before_anything(deterministic: bool) -> None:
@@ -57,5 +61,5 @@ def test_it_is_printed_before_the_env_is_made(monkeypatch, capsys):
     assert told == memory_lines(plan)
     assert told[0].startswith("memory for 8 envs on cpu")
     assert "it will not fit: take fewer envs, or a smaller agent.replay_capacity" in told[-1]
-    monkeypatch.setattr(memory, "free_memory", lambda device: None)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: None)
     assert memory_lines(plan)[-1].endswith("GiB")

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from myriad_lab.cli.benchmarks.memory import free_bytes
+
 if TYPE_CHECKING:
     from myriad_lab.cli.plan import TrainPlan
 
@@ -41,7 +43,7 @@ def memory_lines(plan: TrainPlan) -> list[str]:
     parts = memory_of(plan)
     if not parts:
         return []
-    total, free = sum(part.size for part in parts), free_memory(plan.run.device)
+    total, free = sum(part.size for part in parts), free_bytes(plan.run.device)
     lines = [f"  {part.what:<14} {_gib(part.size)}  {part.detail}" for part in parts]
     last = f"  {'together':<14} {_gib(total)}"
     if free is not None:
@@ -52,19 +54,6 @@ def memory_lines(plan: TrainPlan) -> list[str]:
         *lines,
         last,
     ]
-
-
-def free_memory(device: str) -> int | None:
-    """Return the free memory of a device, of the machine for the CPU [bytes]; ``None`` where the system tells none."""
-    import os
-
-    import torch
-
-    if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if "SC_AVPHYS_PAGES" not in getattr(os, "sysconf_names", {}):
-        return None
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _simulator(plan: TrainPlan) -> MemoryPart:
