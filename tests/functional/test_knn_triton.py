@@ -13,82 +13,72 @@ import torch
 
 from myriad_lab.functional.knn import knn
 
+from .exact import DEVICE, cloud, exact
+
 triton = pytest.importorskip("triton", reason="Triton has no build for this system")
 
 from myriad_lab.functional import knn_triton  # noqa: E402 - it imports triton
 from myriad_lab.functional.knn_triton import fused_search  # noqa: E402
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-
-def exact(
-    queries: torch.Tensor, references: torch.Tensor, k: int, own_row: bool = False, groups: Any = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the neighbours by direct subtraction in float64."""
-    squared = (queries.double().unsqueeze(1) - references.double()).square().sum(-1)
-    if own_row:
-        squared.fill_diagonal_(torch.inf)
-    if groups is not None:
-        squared[groups[0].unsqueeze(1) == groups[1]] = torch.inf
-    found = squared.topk(k, largest=False, sorted=True)
-    return found.values.sqrt(), found.indices
-
-
-def cloud(count: int, dim: int, seed: int = 0, offset: float = 20.0) -> torch.Tensor:
-    """Return a cloud that lies far from the origin for its size, as robots in a corner of their arena do."""
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(count, dim, generator=generator) + offset).to(DEVICE)
+def check(k: int, queries: torch.Tensor, references: torch.Tensor, **kind: Any) -> None:
+    """Search and compare with float64."""
+    distances, indices = fused_search(queries, references, k, **kind)
+    groups = (kind["query_groups"], kind["reference_groups"]) if "query_groups" in kind else None
+    wanted, who = exact(queries, references, k, kind.get("own_row", False), groups)
+    assert torch.equal(indices, who)
+    torch.testing.assert_close(distances.double(), wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("num_queries", "num_references", "dim", "k"),
-    [(70, 300, 3, 5), (0, 10, 2, 3), (1, 33, 1, 1), (65, 129, 128, 64), (40, 1030, 17, 12), (3, 20, 8, 20)],
+    [(70, 300, 3, 5), (0, 10, 2, 3), (1, 33, 1, 1), (65, 129, 128, 40), (20, 1030, 17, 6), (3, 20, 8, 20)],
 )
 def test_it_finds_what_float64_finds(num_queries: int, num_references: int, dim: int, k: int) -> None:
-    queries, references = cloud(num_queries, dim, 1), cloud(num_references, dim)
-    distances, indices = fused_search(queries, references, k)
-    wanted, who = exact(queries, references, k)
-    assert torch.equal(indices, who)
-    torch.testing.assert_close(distances.double(), wanted, rtol=1e-5, atol=1e-6)
+    check(k, cloud(1, num_queries, dim, seed=1), cloud(1, num_references, dim))
 
 
-@pytest.mark.parametrize("chunk", [None, 64])
-def test_a_query_does_not_see_itself(chunk: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    points = cloud(150, 4)
-    if chunk is not None:  # the second chunk of queries begins in the middle of the references
-        monkeypatch.setattr(knn_triton, "MAX_HELD", chunk * (6 + knn_triton.SPARE) * knn_triton.GROUP)
-    distances, indices = fused_search(points, points, 6, own_row=True)
-    wanted, who = exact(points, points, 6, own_row=True)
-    assert torch.equal(indices, who)
-    torch.testing.assert_close(distances.double(), wanted, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("rows", [None, 64, 150])
+def test_a_query_does_not_see_itself_in_its_cloud(rows: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if rows is not None:  # at once: so that chunks begin within a cloud, or hold two clouds and then one
+        monkeypatch.setattr(knn_triton, "MAX_HELD", rows * (4 + knn_triton.SPARE) * knn_triton.GROUP)
+    points = cloud(3, 70, 4)
+    check(4, points, points, own_row=True)
 
 
 def test_a_query_does_not_see_its_group() -> None:
-    points, k = cloud(128, 2), 4
-    groups = (torch.arange(len(points), device=DEVICE) // 16).repeat_interleave(2)[::2]  # every other number in memory
-    queries = slice(20, 90)
-    distances, indices = fused_search(points[queries], points, k, query_groups=groups[queries], reference_groups=groups)
-    wanted, who = exact(points[queries], points, k, groups=(groups[queries], groups))
-    assert torch.equal(indices, who)
-    torch.testing.assert_close(distances.double(), wanted, rtol=1e-5, atol=1e-6)
+    points = cloud(2, 80, 2)
+    groups = torch.arange(160, device=DEVICE).view(2, 80) // 16
+    groups = groups.repeat_interleave(2, dim=1)[:, ::2]  # every other number in memory
+    rows = slice(20, 50)
+    check(4, points[:, rows], points, query_groups=groups[:, rows], reference_groups=groups)
 
 
 def test_neighbours_that_are_not_there_are_infinitely_far() -> None:
-    points = cloud(40, 3)
-    groups = torch.zeros(len(points), dtype=torch.int64, device=DEVICE)
-    groups[:2] = 1
+    points = cloud(1, 40, 3)
+    groups = torch.zeros(1, 40, dtype=torch.int64, device=DEVICE)
+    groups[0, :2] = 1
     distances, indices = fused_search(points, points, 3, query_groups=groups, reference_groups=groups)
-    assert torch.isfinite(distances[2:, :2]).all()
-    assert distances[2:, 2].tolist() == [torch.inf] * 38
-    assert sorted(indices[5, :2].tolist()) == [0, 1]
-    assert torch.isfinite(distances[:2]).all()
+    assert torch.isfinite(distances[0, 2:, :2]).all()
+    assert distances[0, 2:, 2].tolist() == [torch.inf] * 38
+    assert sorted(indices[0, 5].tolist()) == [0, 0, 1]
+    assert torch.isfinite(distances[0, :2]).all()
 
 
 def test_points_in_one_place() -> None:
-    points = torch.ones(50, 2, device=DEVICE)
+    points = torch.ones(1, 50, 2, device=DEVICE)
     distances, indices = fused_search(points, points, 5, own_row=True)
     assert distances.abs().max() == 0.0
-    assert all(len(set(row)) == 5 and i not in row for i, row in enumerate(indices.tolist()))
+    assert all(len(set(row)) == 5 and i not in row for i, row in enumerate(indices[0].tolist()))
+
+
+def test_the_references_are_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many chunks of queries there are: centring a million references costs as much as some chunks do."""
+    prepared, prepare = [], knn_triton._Clouds.of
+    monkeypatch.setattr(knn_triton._Clouds, "of", lambda *some: prepared.append(len(some[0])) or prepare(*some))
+    monkeypatch.setattr(knn_triton, "MAX_HELD", 1)  # a tile of queries at once
+    fused_search(cloud(1, 140, 3), cloud(1, 40, 3), 2)
+    assert prepared == [1]
 
 
 class Truncated:
@@ -107,15 +97,19 @@ class Truncated:
 def pairs(count: int) -> torch.Tensor:
     """Return pairs of points that are close to each other and far from the centre: what rounding confuses first."""
     ends = 30.0 * torch.nn.functional.normalize(cloud(count // 2, 20, offset=0.0), dim=1)
-    near = ends + 1e-3 * torch.nn.functional.normalize(cloud(count // 2, 20, 1, offset=0.0), dim=1)
-    shades = [ends, near, *(ends + 0.01 * step * cloud(count // 2, 20, 2 + step, offset=0.0) for step in range(1, 40))]
+    near = ends + 1e-3 * torch.nn.functional.normalize(cloud(count // 2, 20, seed=1, offset=0.0), dim=1)
+    shades = [
+        ends,
+        near,
+        *(ends + 0.01 * step * cloud(count // 2, 20, seed=2 + step, offset=0.0) for step in range(1, 40)),
+    ]
     return torch.cat(shades)
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="emulates what a GPU does")
 def test_the_rounding_of_tensor_cores_costs_no_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
-    references = pairs(24)
-    queries = references[:24]
+    references = pairs(24)[None]
+    queries = references[:, :24]
     _, who = exact(queries, references, 2)
     monkeypatch.setattr(knn_triton, "_group_minima", Truncated(knn_triton._group_minima))
     monkeypatch.setattr(knn_triton, "SPARE", 0)
@@ -128,13 +122,11 @@ def test_the_rounding_of_tensor_cores_costs_no_neighbour(monkeypatch: pytest.Mon
 
 
 def test_the_search_of_last_resort_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = cloud(200, 5)
-    groups = torch.arange(len(points), device=DEVICE) // 20
-    wanted, who = exact(points, points, 7, groups=(groups, groups))
+    points = cloud(2, 70, 5)
+    groups = (torch.arange(140, device=DEVICE) // 20).view(2, 70)
     monkeypatch.setitem(knn_triton._PRODUCT_ERROR, "ieee", torch.inf)  # nothing is certain
-    distances, indices = fused_search(points, points, 7, query_groups=groups, reference_groups=groups)
-    assert torch.equal(indices, who)
-    torch.testing.assert_close(distances.double(), wanted, rtol=1e-5, atol=1e-6)
+    rows = slice(0, 30)
+    check(7, points[:, rows], points, query_groups=groups[:, rows], reference_groups=groups)
 
 
 COMPILE = """
@@ -152,7 +144,7 @@ def compile(kernel, constants, stages=3, **types):
     return {"cubin": len(built.asm["cubin"]), "shared": built.metadata.shared, "wgmma": "wgmma" in built.asm["ptx"]}
 
 numbers = dict.fromkeys(("own_row", "num_queries", "num_references", "num_groups", "kept", "k"), "i32")
-ids = dict.fromkeys(("query_groups", "reference_groups", "chosen", "out_indices"), "*i64") | {"certain": "*i32"}
+ids = dict.fromkeys(("query_groups", "reference_groups", "chosen"), "*i64") | {"certain": "*i32"}
 tile = {"ROWS": ours._ROWS, "COLUMNS": ours._COLUMNS, "TILES": ours._TILES}
 out = {}
 for dim, precision in ((2, "ieee"), (17, "tf32"), (64, "tf32"), (128, "tf32")):
@@ -162,7 +154,8 @@ for dim, precision in ((2, "ieee"), (17, "tf32"), (64, "tf32"), (128, "tf32")):
     stages = ours._num_stages(shape["WIDTH"])
     out[f"minima {dim}"] = compile(ours._group_minima, first, stages, **numbers, **ids)
     out[f"distances {dim}"] = compile(ours._group_distances, grouped, **numbers, **ids)
-    out[f"again {dim}"] = compile(ours._search_again, {**shape, "SLOTS": 64, "BLOCK": ours._BLOCK}, **numbers, **ids)
+    again = {**shape, "SLOTS": 64, "BLOCK": ours._BLOCK}
+    out[f"again {dim}"] = compile(ours._search_again, again, out="*i64", **numbers, **ids)
 print(json.dumps(out))
 """
 

@@ -1,12 +1,12 @@
 """Exact k-nearest-neighbour search over pooled particles.
 
-Three methods: a KD-tree in double precision on the CPU in few dimensions (:mod:`.knn_tree`), kernels that never write
-the distances between all points on a GPU (:mod:`.knn_triton`), and tiles of one matmul with a selection and a
-re-ranking by direct subtraction everywhere else (:mod:`.knn_dense`). The first two are exact to the rounding of one
-subtraction. So is the dense search on a CPU, where the rows in which it cannot rule out a rounding error are searched
-again with the tree. On a GPU it reads nothing back: there it can confuse a neighbour with another one where their
-squared distances differ by less than about ``2 d eps R^2``, with R the radius of the centred data; float64 shrinks
-``eps``.
+Four methods: a KD-tree in double precision on the CPU in few dimensions (:mod:`.knn_tree`); on a GPU kernels that
+never write the distances between all points (:mod:`.knn_triton`) or, for many points in up to three dimensions, do not
+look at most of them (:mod:`.knn_boxes`); tiles of one matmul with a selection and a re-ranking by direct subtraction
+everywhere else (:mod:`.knn_dense`). The first three are exact to the rounding of one subtraction. So is the dense
+search on a CPU, where the rows in which it cannot rule out a rounding error are searched again with the tree. On a GPU
+it reads nothing back: there it can confuse a neighbour with another one where their squared distances differ by less
+than about ``2 d eps R^2``, with R the radius of the centred data; float64 shrinks ``eps``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 
 from myriad_lab.errors import ConfigurationError
+from myriad_lab.functional.knn_curve import MAX_DIM as BOXES_MAX_DIM
 from myriad_lab.functional.knn_dense import Exclusion, dense_search
 from myriad_lab.functional.knn_tree import (
     separate,
@@ -27,9 +28,11 @@ from myriad_lab.functional.knn_tree import (
 )
 
 Exclude = Literal["none", "self", "group"]
-Method = Literal["auto", "tree", "dense", "fused"]
-FUSED_MAX_K, FUSED_MAX_DIM = 64, 128
-"""Most neighbours and features that the kernels for a GPU take."""
+Method = Literal["auto", "tree", "dense", "fused", "boxes"]
+KERNELS_MAX_K, FUSED_MAX_DIM = 64, 128
+"""Most neighbours that the kernels for a GPU take, and most features of those that look at all references."""
+BOXES_MIN_PAIRS = 1 << 30
+"""Pairs of a query and a reference (32,768 squared) from which on sorting pays. A guess: it was not timed on a GPU."""
 
 
 def knn(
@@ -53,8 +56,9 @@ def knn(
         reference_groups: Integer group of each reference, shape (m,); only for ``exclude="group"``.
         exclude: ``none``; ``self``: query i is reference i and does not see itself; ``group``: a query does not see
             the references of its own group, e.g. of its own trajectory.
-        method: ``tree`` (CPU only), ``dense``, ``fused`` (CUDA only, float32, k up to 64, d up to 128), or ``auto``:
-            on a CPU the faster one as measured, on a GPU ``fused`` where it can be.
+        method: ``tree`` (CPU only), ``dense``, ``fused`` (CUDA only, float32, k up to 64, d up to 128), ``boxes`` (as
+            ``fused``, d up to 3), or ``auto``: on a CPU the faster one as measured, on a GPU ``fused`` where it can
+            be, and ``boxes`` beyond :data:`BOXES_MIN_PAIRS`.
         chunk: Queries per tile of the dense method; ``None`` chooses.
 
     Returns:
@@ -77,8 +81,13 @@ def knn(
             passed_over = _largest_group(query_groups, reference_groups, k)
         if _use_tree(method, len(references), references.shape[1], k + passed_over):
             return _tree(queries, references, k, query_groups, reference_groups, exclude)
-    if _use_fused(method, queries, k):
-        return _fused(queries, references, k, query_groups, reference_groups, exclude)
+    kernels = _choose_kernels(method, queries[None], references[None], k)
+    if kernels is not None:
+        groups = (None, None)
+        if query_groups is not None and reference_groups is not None:
+            groups = (query_groups[None], reference_groups[None])
+        found = _search_on_gpu(kernels, queries[None], references[None], k, exclude == "self", groups)
+        return found[0][0], found[1][0]
     exclusion = Exclusion(own_row=exclude == "self")
     if query_groups is not None and reference_groups is not None:
         exclusion = Exclusion.by_group(query_groups, reference_groups, queries.dtype)
@@ -93,9 +102,7 @@ def knn(
     return distances, indices
 
 
-def knn_within(
-    points: torch.Tensor, k: int, *, method: Literal["auto", "tree", "dense"] = "auto"
-) -> tuple[torch.Tensor, torch.Tensor]:
+def knn_within(points: torch.Tensor, k: int, *, method: Method = "auto") -> tuple[torch.Tensor, torch.Tensor]:
     """Return the ``k`` nearest other points within each cloud of a batch, with no loop over the clouds.
 
     Args:
@@ -118,6 +125,9 @@ def knn_within(
         _check_values(points, points)
         if _use_tree(method, points.shape[1], points.shape[2], k):
             return _tree_within(points, k)
+    kernels = _choose_kernels(method, points, points, k)
+    if kernels is not None:
+        return _search_on_gpu(kernels, points, points, k, True, (None, None))
     found = dense_search(points, points, k, Exclusion(own_row=True))
     if not on_cpu:
         return found.distances + _poison(points, points), found.indices
@@ -145,44 +155,52 @@ def _use_tree(method: Method, num_references: int, dim: int, looked_at: int) -> 
     return method == "tree" or (method == "auto" and looked_at * 5**dim <= 220 * num_references)
 
 
-def _use_fused(method: Method, queries: torch.Tensor, k: int) -> bool:
-    """Say whether to search with the kernels for a GPU.
+def _choose_kernels(
+    method: Method, queries: torch.Tensor, references: torch.Tensor, k: int
+) -> Literal["fused", "boxes"] | None:
+    """Say which kernels for a GPU search the clouds (b, n, d) and (b, m, d), if any.
 
     Raises:
-        ConfigurationError: If they are asked for and cannot.
+        ConfigurationError: If some are asked for and cannot.
     """
     if method in ("tree", "dense"):
-        return False
-    fits = queries.is_cuda and queries.dtype == torch.float32 and k <= FUSED_MAX_K and queries.shape[1] <= FUSED_MAX_DIM
+        return None
+    batch, num_queries, dim = queries.shape
     # Triton comes with torch for CUDA; on systems that it has no build for, the dense search remains.
     there = importlib.util.find_spec("triton") is not None
-    if method == "fused" and not (fits and there):
+    fits = there and queries.is_cuda and queries.dtype == torch.float32 and k <= KERNELS_MAX_K
+    max_dim = BOXES_MAX_DIM if method == "boxes" else FUSED_MAX_DIM
+    if not (fits and dim <= max_dim):
+        if method == "auto":
+            return None
         raise ConfigurationError(
-            f"method='fused' is for float32 on CUDA with Triton, k up to {FUSED_MAX_K} and d up to {FUSED_MAX_DIM}; "
-            f"got {queries.dtype} on {queries.device}, k = {k}, d = {queries.shape[1]}{'' if there else ', no Triton'}."
-            " Take method='auto'."
+            f"method={method!r} is for float32 on CUDA with Triton, k up to {KERNELS_MAX_K} and d up to {max_dim}; "
+            f"got {queries.dtype} on {queries.device}, k = {k}, d = {dim}{'' if there else ', no Triton'}. "
+            "Take method='auto'."
         )
-    return fits and there
+    if method != "auto":
+        return method
+    many = batch * num_queries * references.shape[1] >= BOXES_MIN_PAIRS
+    return "boxes" if many and dim <= BOXES_MAX_DIM else "fused"
 
 
-def _fused(
+def _search_on_gpu(
+    kernels: Literal["fused", "boxes"],
     queries: torch.Tensor,
     references: torch.Tensor,
     k: int,
-    query_groups: torch.Tensor | None,
-    reference_groups: torch.Tensor | None,
-    exclude: Exclude,
+    own_row: bool,
+    groups: tuple[torch.Tensor | None, torch.Tensor | None],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Search with the kernels for a GPU."""
-    from myriad_lab.functional.knn_triton import fused_search
-
-    distances, indices = fused_search(
-        queries,
-        references,
-        k,
-        own_row=exclude == "self",
-        query_groups=query_groups,
-        reference_groups=reference_groups,
+    """Search clouds (b, n, d) and (b, m, d) with the kernels for a GPU; groups are (b, n) and (b, m)."""
+    if kernels == "boxes":
+        from myriad_lab.functional.knn_boxes import box_search as search
+    else:
+        from myriad_lab.functional.knn_triton import fused_search as search
+    # NaN would leave every query in doubt, and the kernels would look at everything for nothing.
+    clean = [torch.nan_to_num(features, nan=0.0, posinf=0.0, neginf=0.0) for features in (queries, references)]
+    distances, indices = search(
+        clean[0], clean[1], k, own_row=own_row, query_groups=groups[0], reference_groups=groups[1]
     )
     return distances + _poison(queries, references), indices
 

@@ -15,11 +15,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import triton
 import triton.language as tl
+
+from myriad_lab.functional.knn_keys import keep_nearest, make_keys, none_yet, pack, unpack
 
 GROUP = 32
 """References per group."""
@@ -36,6 +39,8 @@ _ROWS, _COLUMNS, _TILES = 64, 128, 8
 """Queries and references of a tile, and tiles for which a program keeps its queries."""
 _BLOCK = 128
 """References read at once by the third kernel."""
+_MAX_CLOUDS = 65_535
+"""Clouds searched at once: the third axis of a grid holds no more."""
 
 
 def fused_search(
@@ -48,95 +53,141 @@ def fused_search(
     reference_groups: torch.Tensor | None = None,
     precision: Precision | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the ``k`` nearest references of each query.
+    """Return the ``k`` nearest references of each query, in each cloud of the batch.
 
     Args:
-        queries: Features, float32 (n, d), d up to 128.
-        references: Features, float32 (m, d), on the same device.
+        queries: Features, float32 (b, n, d), d up to 128, all finite.
+        references: Features, float32 (b, m, d), on the same device, all finite.
         k: Number of neighbours, up to 64.
         own_row: Query i does not see reference i.
-        query_groups: Integers (n,); a query does not see the references of its group.
-        reference_groups: Integers (m,).
+        query_groups: Integers (b, n); a query does not see the references of its group.
+        reference_groups: Integers (b, m).
         precision: Of the products of the first kernel; chosen by d where ``None``.
 
     Returns:
-        Distances (n, k), ascending, infinite where fewer than ``k`` references are allowed; indices, int64 (n, k).
+        Distances, ascending, infinite where fewer than ``k`` references are allowed, and indices, int64; both
+        (b, n, k).
     """
-    num_queries, dim = queries.shape
-    if num_queries == 0:
-        return queries.new_empty(0, k), torch.empty(0, k, dtype=torch.int64, device=queries.device)
-    queries, references = queries.contiguous(), references.contiguous()
+    batch, num_queries, dim = queries.shape
     # Few features mean neighbours that are close for the size of the cloud, and little work for the tensor cores.
     precision = precision or ("ieee" if dim <= 16 else "tf32")
-    if query_groups is not None and reference_groups is not None:
-        query_groups, reference_groups = query_groups.contiguous(), reference_groups.contiguous()
-    held = max(math.ceil(len(references) / GROUP), (k + SPARE) * GROUP)
-    chunk = max(_ROWS, MAX_HELD // held)
-    found = []
-    for start in range(0, num_queries, chunk):
-        rows = slice(start, min(start + chunk, num_queries))
-        groups = None if query_groups is None else (query_groups[rows], reference_groups)
-        found.append(_search(queries[rows], references, k, start if own_row else None, groups, precision))
-    distances, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return distances, indices
+    clouds = _Clouds.of(references, reference_groups)
+    found = torch.empty(batch, num_queries, k, dtype=torch.int64, device=queries.device)
+    held = max(math.ceil(clouds.size / GROUP), (k + SPARE) * GROUP)
+    rows_at_once = max(_ROWS, MAX_HELD // held)
+    at_once = min(_MAX_CLOUDS, max(1, MAX_HELD // (held * max(1, num_queries))))
+    for cloud in range(0, batch, at_once):
+        some, part = slice(cloud, cloud + at_once), clouds.part(slice(cloud, cloud + at_once))
+        for start in range(0, num_queries, rows_at_once):
+            rows = slice(start, start + rows_at_once)
+            groups = None if query_groups is None else query_groups[some, rows].contiguous()
+            first = start if own_row else None
+            found[some, rows] = _search(queries[some, rows].contiguous(), part, k, first, groups, precision)
+    return unpack(found)
+
+
+@dataclass
+class _Clouds:
+    """The references, and what all queries need of them."""
+
+    points: torch.Tensor
+    """As given, (b, m, d)."""
+    centre: torch.Tensor
+    """Mean of each cloud, (b, 1, d)."""
+    centred: torch.Tensor
+    """Less the mean, (b, m, d)."""
+    norms: torch.Tensor
+    """Squared norms of the centred points, (b, m)."""
+    largest: torch.Tensor
+    """Largest of them, (b, 1)."""
+    groups: torch.Tensor | None
+    """Group of each reference, (b, m)."""
+
+    @classmethod
+    def of(cls, points: torch.Tensor, groups: torch.Tensor | None) -> _Clouds:
+        """Prepare the references."""
+        centre = points.mean(1, keepdim=True)
+        centred = (points - centre).contiguous()
+        norms = centred.square().sum(2)
+        groups = None if groups is None else groups.contiguous()
+        return cls(points.contiguous(), centre, centred, norms, norms.amax(1, keepdim=True), groups)
+
+    @property
+    def size(self) -> int:
+        """Number of references of a cloud."""
+        return self.points.shape[1]
+
+    def part(self, some: slice) -> _Clouds:
+        """Return some of the clouds."""
+        groups = None if self.groups is None else self.groups[some]
+        points, centre, centred = self.points[some], self.centre[some], self.centred[some]
+        return _Clouds(points, centre, centred, self.norms[some], self.largest[some], groups)
 
 
 def _search(
     queries: torch.Tensor,
-    references: torch.Tensor,
+    clouds: _Clouds,
     k: int,
     own_row: int | None,
-    groups: tuple[torch.Tensor, torch.Tensor | None] | None,
+    query_groups: torch.Tensor | None,
     precision: Precision,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Search for one chunk of queries, of which the first is reference ``own_row`` where that is not ``None``."""
-    num_queries, dim = queries.shape
-    num_references = len(references)
-    num_groups = math.ceil(num_references / GROUP)
+) -> torch.Tensor:
+    """Return the keys of the neighbours of some queries; the first is reference ``own_row`` where that is given."""
+    batch, num_queries, dim = queries.shape
+    num_groups = math.ceil(clouds.size / GROUP)
     kept = min(k + SPARE, num_groups)
-    exclusion = _BY_GROUP if groups is not None else _NONE if own_row is None else _OWN_ROW
-    seen = groups or (queries, references)  # a pointer that is not read, where there are no groups
+    exclusion = _BY_GROUP if query_groups is not None else _NONE if own_row is None else _OWN_ROW
+    # Pointers that are not read, where there are no groups.
+    seen = (queries, clouds.points) if query_groups is None else (query_groups, clouds.groups)
     shape: dict[str, Any] = {
         "DIM": dim,
         "WIDTH": max(16, triton.next_power_of_2(dim)),
         "EXCLUSION": exclusion.value,
     }
-    sizes = (own_row or 0, num_queries, num_references)
+    sizes = (own_row or 0, num_queries, clouds.size)
 
-    centre = references.mean(0)
-    left, right = (queries - centre).contiguous(), (references - centre).contiguous()
-    squares, norms = left.square().sum(1), right.square().sum(1)
-    minima = queries.new_empty(num_queries, num_groups)
-    grid = (triton.cdiv(num_queries, _ROWS), triton.cdiv(num_references, _COLUMNS * _TILES))
-    tile: dict[str, Any] = {"ROWS": _ROWS, "COLUMNS": _COLUMNS, "TILES": _TILES, "PRECISION": precision}
+    left = queries - clouds.centre
+    squares = left.square().sum(2)
+    minima = queries.new_empty(batch, num_queries, num_groups)
+    # A small cloud is done by one program for each tile of queries, which loops no further than it has to.
+    tiles = min(_TILES, triton.cdiv(clouds.size, _COLUMNS))
+    grid = (triton.cdiv(num_queries, _ROWS), triton.cdiv(clouds.size, _COLUMNS * tiles), batch)
+    tile: dict[str, Any] = {"ROWS": _ROWS, "COLUMNS": _COLUMNS, "TILES": tiles, "PRECISION": precision}
     tile["num_stages"] = _num_stages(shape["WIDTH"])
     grouped: dict[str, Any] = {**shape, "GROUP": GROUP}
-    _group_minima[grid](left, right, norms, *seen, minima, *sizes, num_groups, **grouped, **tile)
+    _group_minima[grid](left, clouds.centred, clouds.norms, *seen, minima, *sizes, num_groups, **grouped, **tile)
 
     nearest = minima.topk(kept, largest=False, sorted=False)
-    members = queries.new_empty(num_queries, kept, GROUP)
-    _group_distances[(num_queries, kept)](queries, references, *seen, nearest.indices, members, *sizes, kept, **grouped)
-    best = members.flatten(1).topk(k, largest=False, sorted=False)
-    indices = nearest.indices.gather(1, best.indices // GROUP) * GROUP + best.indices % GROUP
-    indices = indices.where(torch.isfinite(best.values), 0)
+    members = queries.new_empty(batch, num_queries, kept, GROUP)
+    _group_distances[(batch * num_queries, kept)](
+        queries, clouds.points, *seen, nearest.indices, members, *sizes, kept, **grouped
+    )
+    best = members.flatten(2).topk(k, largest=False, sorted=False)
+    indices = nearest.indices.gather(2, best.indices // GROUP) * GROUP + best.indices % GROUP
 
-    largest = norms.max()
-    rounding = (dim + 8) * 2.0**-24 * (largest + 2.0 * (squares * largest).sqrt() + squares)
-    error = rounding + 2.0 * _PRODUCT_ERROR[precision] * (squares * largest).sqrt()
-    reach = nearest.values.amax(1) + squares - error
-    kth = best.values.amax(1)
+    magnitude = (squares * clouds.largest).sqrt()
+    rounding = (dim + 8) * 2.0**-24 * (clouds.largest + 2.0 * magnitude + squares)
+    reach = nearest.values.amax(2) + squares - rounding - 2.0 * _PRODUCT_ERROR[precision] * magnitude
+    kth = best.values.amax(2)
     certain = (kth < reach) | (kth == 0.0) if kept < num_groups else torch.ones_like(kth, dtype=torch.bool)
-    squared = best.values.contiguous()
+    keys = pack(best.values, indices)
     slots = {"SLOTS": triton.next_power_of_2(k), "BLOCK": _BLOCK}
     flags = certain.to(torch.int32)
-    _search_again[(num_queries,)](queries, references, *seen, flags, squared, indices, *sizes, k, **shape, **slots)
-    squared, order = squared.sort(dim=1, stable=True)
-    return squared.sqrt(), indices.gather(1, order)
+    _search_again[(batch * num_queries,)](queries, clouds.points, *seen, flags, keys, *sizes, k, **shape, **slots)
+    return keys
 
 
 def _num_stages(width: int) -> int:
     """Return how many tiles of references are on their way at once: as many as fit into the memory on the chip."""
     return 2 if width > 64 else 3
+
+
+@triton.jit
+def _groups_from(groups, offset, EXCLUSION):
+    """Return the pointer moved to the groups of a cloud, if there are any."""
+    if EXCLUSION == _BY_GROUP:
+        groups += offset
+    return groups
 
 
 @triton.jit
@@ -160,6 +211,13 @@ def _group_minima(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write ``min |r|^2 - 2 q.r`` over each group of references that the query may see."""
+    cloud = tl.program_id(2).to(tl.int64)
+    queries += cloud * num_queries * DIM
+    references += cloud * num_references * DIM
+    norms += cloud * num_references
+    out += cloud * num_queries * num_groups
+    query_groups = _groups_from(query_groups, cloud * num_queries, EXCLUSION)
+    reference_groups = _groups_from(reference_groups, cloud * num_references, EXCLUSION)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     dims = tl.arange(0, WIDTH)
     row_at = queries + rows[:, None].to(tl.int64) * DIM + dims[None, :]
@@ -189,11 +247,10 @@ def _group_distances(
     DIM: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, EXCLUSION: tl.constexpr,
 ):  # fmt: skip
     """Write the squared distances of a query to the members of one of its chosen groups, by direct subtraction."""
-    row = tl.program_id(0)
-    place = row.to(tl.int64) * kept + tl.program_id(1)
+    place = tl.program_id(0).to(tl.int64) * kept + tl.program_id(1)
     columns = tl.load(chosen + place) * GROUP + tl.arange(0, GROUP)
     squared = _direct(
-        queries, references, row, columns, query_groups, reference_groups, own_row, num_queries, num_references,
+        queries, references, columns, query_groups, reference_groups, own_row, num_queries, num_references,
         DIM, WIDTH, EXCLUSION,
     )  # fmt: skip
     tl.store(out + place * GROUP + tl.arange(0, GROUP), squared)
@@ -201,44 +258,39 @@ def _group_distances(
 
 @triton.jit
 def _search_again(
-    queries, references, query_groups, reference_groups, certain, out, out_indices,
+    queries, references, query_groups, reference_groups, certain, out,
     own_row, num_queries, num_references, k,
     DIM: tl.constexpr, WIDTH: tl.constexpr, EXCLUSION: tl.constexpr,
     SLOTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Search all references for a query that is not certain of its neighbours; no order among those it writes."""
-    row = tl.program_id(0)
-    done = tl.load(certain + row)
-    slots, lanes = tl.arange(0, SLOTS), tl.arange(0, BLOCK)
-    best = tl.where(slots < k, float("inf"), -1.0)  # squares below 0 are never the worst of the best
-    who = tl.zeros((SLOTS,), tl.int64)
+    """Search all references for a query that is not certain of its neighbours; no order among the keys it writes."""
+    program = tl.program_id(0).to(tl.int64)
+    done = tl.load(certain + program)
+    best = none_yet(k, SLOTS)
     for first in range(0, tl.where(done != 0, 0, num_references), BLOCK):
+        columns = first + tl.arange(0, BLOCK)
         squared = _direct(
-            queries, references, row, first + lanes, query_groups, reference_groups, own_row, num_queries,
-            num_references, DIM, WIDTH, EXCLUSION,
+            queries, references, columns, query_groups, reference_groups, own_row, num_queries, num_references,
+            DIM, WIDTH, EXCLUSION,
         )  # fmt: skip
-        nearest = tl.min(squared, 0)
-        while nearest < tl.max(best, 0):
-            lane, slot = tl.argmin(squared, 0), tl.argmax(best, 0)
-            best = tl.where(slots == slot, nearest, best)
-            who = tl.where(slots == slot, (first + lane).to(tl.int64), who)
-            squared = tl.where(lanes == lane, float("inf"), squared)
-            nearest = tl.min(squared, 0)
-    place = row.to(tl.int64) * k + slots
-    wanted = slots < tl.where(done != 0, 0, k)
-    tl.store(out + place, best, mask=wanted)
-    tl.store(out_indices + place, who, mask=wanted)
+        best = keep_nearest(best, make_keys(squared, columns, columns < num_references))
+    slots = tl.arange(0, SLOTS)
+    tl.store(out + program * k + slots, best, mask=slots < tl.where(done != 0, 0, k))
 
 
 @triton.jit
 def _direct(
-    queries, references, row, columns, query_groups, reference_groups, own_row, num_queries, num_references,
+    queries, references, columns, query_groups, reference_groups, own_row, num_queries, num_references,
     DIM: tl.constexpr, WIDTH: tl.constexpr, EXCLUSION: tl.constexpr,
 ):  # fmt: skip
-    """Return the squared distances of a query to some references, infinite to those it must not see."""
+    """Return the squared distances of the program's query to some references, infinite to those it must not see."""
+    cloud = (tl.program_id(0) // num_queries).to(tl.int64)
+    row = tl.program_id(0) % num_queries
+    query_groups = _groups_from(query_groups, cloud * num_queries, EXCLUSION)
+    reference_groups = _groups_from(reference_groups, cloud * num_references, EXCLUSION)
     dims = tl.arange(0, WIDTH)
-    query = tl.load(queries + row.to(tl.int64) * DIM + dims, mask=dims < DIM, other=0.0)
-    column_at = references + columns[:, None].to(tl.int64) * DIM + dims[None, :]
+    query = tl.load(queries + tl.program_id(0).to(tl.int64) * DIM + dims, mask=dims < DIM, other=0.0)
+    column_at = references + (cloud * num_references + columns[:, None]) * DIM + dims[None, :]
     near = tl.load(column_at, mask=(columns < num_references)[:, None] & (dims < DIM)[None, :], other=0.0)
     difference = near - query[None, :]
     seen = _allowed(row, columns, query_groups, reference_groups, own_row, num_queries, num_references, EXCLUSION)
