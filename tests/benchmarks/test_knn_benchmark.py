@@ -8,13 +8,19 @@ import torch
 from myriad_lab.cli.benchmarks import knn as benchmark
 
 
-def test_quick_lines(monkeypatch):
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """Run everything once and say that it took 2 s."""
     done = []
     monkeypatch.setattr(benchmark, "_timed", lambda work, device: done.append(work()) or (2.0, 3.0))
-    monkeypatch.setattr(benchmark, "_peak_flops", lambda device: 1e9)
-    monkeypatch.setattr(benchmark, "_peak_looks", lambda device: 1e12)
+    return done
+
+
+def test_quick_lines(monkeypatch, clock):
+    for name, rate in (("_peak_flops", 1e9), ("_peak_looks", 1e12), ("_peak_bytes", 1e12)):
+        monkeypatch.setattr(benchmark, name, lambda device, rate=rate: rate)
     lines = [line for case in benchmark.cases("cpu", quick=True) for line in case.run()]
-    assert [line.size for line in lines[:2]] == ["4096 of 4096 points, d=2", "4096 of 4096 points, d=8"]
+    assert [line.size for line in lines[:2]] == [f"4096 of 4096 points, d={dim}, k=5" for dim in (2, 8)]
     assert lines[0].floor_s == pytest.approx(2 * 4096**2 * 2 / 1e9)
     assert lines[0].peer in ("bare torch cdist + topk", "bare scipy KDTree")
     assert [line.name for line in lines[2:]] == [
@@ -22,15 +28,47 @@ def test_quick_lines(monkeypatch):
         "particle rewards, mepol",
         "particle rewards, own, other trajectories",
     ]
-    assert len(done) == 2 * 3 + 2 + 3
+    assert len(clock) >= 2 * 3 + 2 + 3
+
+
+def test_the_floor_is_the_largest_of_three():
+    search = benchmark.Search(64, 1024, 8, 5)
+    assert benchmark.floor(search, benchmark.Rates(2.0, 1e12, 1e12)) == 64 * 1024 * 8
+    assert benchmark.floor(search, benchmark.Rates(1e12, 2.0, 1e12)) == 64 * 1024 / 2
+    assert benchmark.floor(search, benchmark.Rates(1e12, 1e12, 4.0)) == (64 + 1024) * 8 + 3 * 64 * 5
 
 
 def test_a_part_of_the_points_as_queries(monkeypatch):
-    monkeypatch.setattr(benchmark, "_timed", lambda work, device: (work(), (2.0, 3.0))[1])
-    monkeypatch.setattr(benchmark, "MAX_PAIRS", 2**16)
-    line = benchmark._size(1024, 8, "cpu", 1e9, 1.0)[0]
-    assert line.size == "64 of 1024 points, d=8"
+    monkeypatch.setitem(benchmark.MAX_PAIRS, "cpu", 2**28)
+    assert benchmark.Search(4096, 65_536, 32, 5) in benchmark.searches("cpu", quick=False)
+    line = benchmark._size(benchmark.Search(64, 1024, 8), "cpu", benchmark.Rates(1e12, 1.0, 1e12))[0]
+    assert line.size == "64 of 1024 points, d=8, k=5"
     assert line.floor_s == 64 * 1024
     points = benchmark.walks(1024, 8, "cpu")
-    assert set(benchmark._peers(points, points, "cpu")) == {"scipy KDTree"}
+    monkeypatch.setitem(benchmark.MAX_PAIRS, "cpu", 2**16)
+    assert not {"torch cdist + topk", "faiss flat"} & set(benchmark._peers(points, points, 5, "cpu"))
     assert torch.equal(points, benchmark.walks(1024, 8, "cpu"))
+
+
+def test_a_gpu_searches_among_millions():
+    table = benchmark.searches("cuda", quick=False)
+    for size in ((4096, 65_536, 64), (4096, 10**6, 128), (16_384, 5 * 10**6, 64), (32_768, 10**6, 64)):
+        assert {benchmark.Search(*size, 5), benchmark.Search(*size, 12)} <= set(table)
+    assert benchmark.Search(2**20, 2**20, 2, 5) in table
+    assert all(search.num_queries * search.num_points <= 2**37 for search in table if search.dim > 3)
+
+
+def test_rates_are_measured(monkeypatch):
+    seen = []
+
+    def once(work, device):
+        work()
+        seen.append(torch.get_float32_matmul_precision())
+        return 2.0
+
+    monkeypatch.setattr(benchmark, "_fastest", once)
+    assert benchmark._peak_flops("cpu") == 2048**3
+    assert benchmark._peak_looks("cpu") == 64 * 8192 / 2
+    assert benchmark._peak_bytes("cpu") == 4 * 2**25
+    assert seen == ["highest"] * 3
+    assert torch.get_float32_matmul_precision() == "highest"

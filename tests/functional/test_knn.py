@@ -139,18 +139,18 @@ def test_two_stage_selection_equals_a_sort():
 
 def test_reduced_matmul_precision_is_neither_used_nor_left_behind(monkeypatch):
     """Not every processor has a reduced precision, so the setting itself is watched."""
-    seen, matmul = [], torch.matmul
+    seen, products = [], knn_dense._products
 
-    def watched(*args, **kwargs):
-        seen.append(torch.get_float32_matmul_precision())
-        return matmul(*args, **kwargs)
+    def watched(*args):
+        seen.append((torch.get_float32_matmul_precision(), torch.backends.mkldnn.matmul.fp32_precision))
+        return products(*args)
 
-    monkeypatch.setattr(torch, "matmul", watched)
+    monkeypatch.setattr(knn_dense, "_products", watched)
     torch.set_float32_matmul_precision("medium")
     try:
         points, _ = walks(4, 100, 16)
         knn(points, points, 3, exclude="self", method="dense")
-        assert set(seen) == {"highest"}
+        assert set(seen) == {("highest", "ieee")}
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")

@@ -15,15 +15,18 @@ from dataclasses import dataclass
 
 import torch
 
-MARGIN = 8
-"""Candidates kept beyond ``k`` for the re-ranking."""
+MARGIN = {"cpu": 4, "gpu": 8}
+"""Candidates kept beyond ``k`` for the re-ranking; more where rows in doubt are not searched again."""
 GROUP = 16
 """References per group in the two-stage selection; measured best of 16 to 128 on a CPU."""
 CPU_TILE = 1 << 20
-"""Elements of a distance tile for each CPU thread: it stays in the cache between the matmul and the selection."""
+"""Elements of a distance tile for each CPU thread, and for two at least: it stays in the cache between the matmul and
+the selection, and has the rows that the matmul needs to be fast."""
 GPU_TILE = 1 << 28
 """Elements of a distance tile on a GPU (1 GiB in float32)."""
-MAX_COLUMNS = {"cpu": 1 << 15, "gpu": 1 << 18}
+SORTING_THREADS = 4
+"""Threads up to which numpy selects faster with one than torch with all of them."""
+MAX_COLUMNS = {"cpu": 1 << 13, "gpu": 1 << 18}
 """References per tile; beyond, a running selection is merged over the tiles."""
 
 
@@ -94,10 +97,10 @@ def full_precision() -> Iterator[None]:
 def smallest(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the ``count`` smallest entries along the last axis, in no particular order, and their columns.
 
-    Two stages: the minimum of each group of columns, the ``count`` groups with the smallest minima, then the members of
-    these groups alone. Exact, because each of the ``count`` smallest entries lies in a group whose minimum is among the
-    ``count`` smallest minima. It reads the tile once, whereas ``torch.topk`` on the whole row is the bottleneck of the
-    search (2 to 6 times slower on a CPU).
+    The minimum of each group of columns, the ``count`` groups with the smallest minima, found in the same way, then the
+    members of these groups alone. Exact, because each of the ``count`` smallest entries lies in a group whose minimum
+    is among the ``count`` smallest minima. It reads the tile once, whereas ``torch.topk`` on the whole row is the
+    bottleneck of the search (2 to 6 times slower on a CPU).
 
     Args:
         values: Tile, shape (..., columns); columns divisible by :data:`GROUP` for the fast path.
@@ -106,15 +109,31 @@ def smallest(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tens
     columns = values.shape[-1]
     groups = columns // GROUP
     if columns % GROUP or groups < 2 * count:
-        found = values.topk(count, dim=-1, largest=False, sorted=False)
-        return found.values, found.indices
+        return _least(values, count)
     # Column c belongs to group c % groups, so that the reduction runs over contiguous memory.
     minima = values.unflatten(-1, (GROUP, groups)).amin(dim=-2)
-    chosen = minima.topk(count, dim=-1, largest=False, sorted=False).indices
+    chosen = smallest(minima, count)[1]
     offsets = torch.arange(GROUP, device=values.device)[:, None] * groups
     members = (chosen.unsqueeze(-2) + offsets).flatten(-2)
-    found = values.gather(-1, members).topk(count, dim=-1, largest=False, sorted=False)
-    return found.values, members.gather(-1, found.indices)
+    found, places = _least(values.gather(-1, members), count)
+    return found, members.gather(-1, places)
+
+
+def _least(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do what :func:`smallest` does in one stage."""
+    if values.device.type != "cpu" or values.dtype != torch.float32 or torch.get_num_threads() > SORTING_THREADS:
+        found = values.topk(count, dim=-1, largest=False, sorted=False)
+        return found.values, found.indices
+    # numpy partitions rows of some hundred numbers with vector instructions and one thread, 4 times as fast as torch's
+    # topk with one, but without telling their columns. A double has 29 bits to spare for these below a float.
+    keys = values.double().clamp_(max=2.0 * torch.finfo(torch.float32).max)  # infinity has none
+    bits = keys.view(torch.int64)
+    bits |= torch.arange(values.shape[-1])
+    if count < values.shape[-1]:
+        keys.numpy().partition(count - 1, axis=-1)
+    kept = bits[..., :count]
+    columns = kept & ((1 << 29) - 1)
+    return (kept ^ columns).view(torch.float64).float(), columns
 
 
 def dense_search(
@@ -131,12 +150,13 @@ def dense_search(
     """
     batch, num_queries, _ = queries.shape
     num_references = references.shape[1]
-    count = min(num_references, k + MARGIN)
+    kind = "cpu" if queries.device.type == "cpu" else "gpu"
+    count = min(num_references, k + MARGIN[kind])
     centre = references.mean(dim=1, keepdim=True)
     rows_side, columns_side, squares = _augment(queries - centre, references - centre)
-    columns = min(MAX_COLUMNS["cpu" if queries.device.type == "cpu" else "gpu"], columns_side.shape[-1])
+    columns = min(MAX_COLUMNS[kind], columns_side.shape[1])
     if chunk is None:
-        budget = CPU_TILE * torch.get_num_threads() if queries.device.type == "cpu" else GPU_TILE
+        budget = CPU_TILE * max(2, torch.get_num_threads()) if kind == "cpu" else GPU_TILE
         chunk = max(1, budget // (batch * columns))
     chunk = min(chunk, max(1, num_queries))
     # Tiles that are allocated anew each time cost as much in page faults as the matmul itself.
@@ -158,7 +178,7 @@ def dense_search(
 
 
 def _augment(queries: torch.Tensor, references: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return ``[-2q, 1]``, ``[r, |r|^2]`` transposed, whose product is the tile, and ``|q|^2``.
+    """Return ``[-2q, 1]`` and ``[r, |r|^2]``, whose products are the tile, and ``|q|^2``.
 
     The references are padded to a multiple of :data:`GROUP` with entries at infinite distance.
     """
@@ -168,7 +188,25 @@ def _augment(queries: torch.Tensor, references: torch.Tensor) -> tuple[torch.Ten
     columns_side = torch.nn.functional.pad(torch.cat([references, norms], dim=-1), (0, 0, 0, padding))
     if padding:
         columns_side[:, -padding:, -1] = torch.inf
-    return torch.cat([-2.0 * queries, ones], dim=-1), columns_side.mT.contiguous(), queries.square().sum(dim=-1)
+    if not _has_onednn(columns_side):
+        columns_side = columns_side.mT.contiguous().mT  # as matmul likes it
+    return torch.cat([-2.0 * queries, ones], dim=-1), columns_side, queries.square().sum(dim=-1)
+
+
+def _has_onednn(side: torch.Tensor) -> bool:
+    """Say whether oneDNN can multiply: it is twice as fast as torch's matmul (MKL) on an AMD processor."""
+    alone = side.device.type == "cpu" and side.dtype == torch.float32 and len(side) == 1
+    return alone and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _products(side: torch.Tensor, columns_side: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
+    """Return the tile of the products of rows (b, r, l) and columns (b, c, l), shape (b, r, c)."""
+    if _has_onednn(side):  # torch has no public way to it in full precision
+        return torch.ops.mkldnn._linear_pointwise(side[0], columns_side[0], None, "none", [], "")[None]
+    shape = (*side.shape[:2], columns_side.shape[1])
+    tile = scratch[: math.prod(shape)].view(shape)
+    torch.matmul(side, columns_side.mT, out=tile)
+    return tile
 
 
 def _select(
@@ -182,12 +220,10 @@ def _select(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the ``count`` smallest entries of the rows over all columns, tile by tile, with their columns."""
     kept: tuple[torch.Tensor, torch.Tensor] | None = None
-    total, side = columns_side.shape[-1], rows_side[:, rows]
+    total, side = columns_side.shape[1], rows_side[:, rows]
     for start in range(0, total, width):
         stop = min(start + width, total)
-        shape = (*side.shape[:2], stop - start)
-        tile = scratch[0, : math.prod(shape)].view(shape)
-        torch.matmul(side, columns_side[..., start:stop], out=tile)
+        tile = _products(side, columns_side[:, start:stop], scratch[0])
         exclusion.mask(tile, rows, slice(start, stop), scratch[-1])
         values, indices = smallest(tile, min(count, stop - start))
         indices = indices + start
@@ -222,7 +258,7 @@ def _certain(
     ``reach`` is the largest candidate value turned into a squared distance. The error of a dot product of length ``l``
     is at most ``l * eps`` times the sum of the terms' magnitudes (Higham, Accuracy and Stability, eq. 3.5).
     """
-    norms = columns_side[:, -1]
+    norms = columns_side[..., -1]
     largest = norms.masked_fill(norms == torch.inf, 0.0).amax(dim=-1, keepdim=True)
     magnitude = largest + 2.0 * (squares * largest).sqrt() + squares
     error = (dim + 8) * torch.finfo(kth.dtype).eps * magnitude

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,9 +18,37 @@ from myriad_lab.functional.knn import knn
 K = 5
 WALK = 32
 """Particles of a trajectory: the data are random walks, as in pre-training."""
-MAX_PAIRS = 2**28
+MAX_PAIRS = {"cpu": 2**28, "cuda": 2**37}
 """Most pairs of a size. Beyond it, up to three dimensions, the exhaustive library is left out; in more dimensions only
 a part of the points are queries, for everybody alike."""
+TILE = 2**28
+"""Distances that ``torch.cdist`` writes at once."""
+SELECTION = 4
+"""Operations of a GPU's lane for each distance beside the products: add the norm, compare, rarely keep."""
+
+
+class Search(NamedTuple):
+    """A search that is timed."""
+
+    num_queries: int
+    """Queries; all points, each without itself, where there are as many."""
+    num_points: int
+    """References."""
+    dim: int
+    """Features."""
+    k: int = K
+    """Neighbours."""
+
+
+class Rates(NamedTuple):
+    """What the device reaches in something simple: the floor of an exhaustive search is made of them."""
+
+    flops: float
+    """Products and sums of a large matmul [1/s], float32 on a CPU, tf32 on a GPU."""
+    looks: float
+    """Distances that can be looked at [1/s]."""
+    bytes: float
+    """Memory read and written by a copy [B/s]."""
 
 
 def cases(device: str, quick: bool) -> list[Case]:
@@ -30,15 +58,28 @@ def cases(device: str, quick: bool) -> list[Case]:
         device: Device of the particles.
         quick: Two small sizes only.
     """
-    sizes = (4096,) if quick else (4096, 16_384, 65_536)
-    dims = (2, 8) if quick else (2, 3, 8, 32)
-    rates = functools.cache(lambda: (_peak_flops(device), _peak_looks(device)))
-    found = [
-        Case(f"{num_points} points, d={dim}", lambda n=num_points, d=dim: _size(n, d, device, *rates()))
-        for num_points in sizes
-        for dim in dims
-    ]
+    rates = functools.cache(lambda: Rates(_peak_flops(device), _peak_looks(device), _peak_bytes(device)))
+    found = [Case(_name(search), lambda s=search: _size(s, device, rates())) for search in searches(device, quick)]
     return [*found, Case("rewards of a rollout", lambda: _rewards(4096 if quick else 16_384, device))]
+
+
+def searches(device: str, quick: bool) -> list[Search]:
+    """Return what is timed on a device: pools of particles on both, larger ones and batches of queries on a GPU."""
+    if quick:
+        return [Search(4096, 4096, dim) for dim in (2, 8)]
+    kind, sizes, dims = "cpu", (4096, 16_384, 65_536), (2, 3, 8, 32)
+    if torch.device(device).type == "cuda":
+        kind, sizes = "cuda", (4096, 65_536, 2**20)
+    found = []
+    for num_points in sizes:
+        for dim in dims:
+            most = num_points if dim <= 3 else min(num_points, MAX_PAIRS[kind] // num_points)
+            found.append(Search(most, num_points, dim))
+    if kind == "cuda":
+        large = [(4096, 65_536, 64), *((4096, 10**6, dim) for dim in (32, 64, 128))]
+        large += [(16_384, 5 * 10**6, 64), (32_768, 10**6, 64)]
+        found += [Search(*size, k) for size in large for k in (K, 12)]
+    return found
 
 
 def walks(num_points: int, dim: int, device: str) -> torch.Tensor:
@@ -48,32 +89,44 @@ def walks(num_points: int, dim: int, device: str) -> torch.Tensor:
     return steps.cumsum(dim=1).flatten(0, 1).to(device)
 
 
-def _size(num_points: int, dim: int, device: str, flops: float, looks: float) -> list[BenchmarkLine]:
+def floor(search: Search, rates: Rates) -> float:
+    """Return the time that an exhaustive search cannot go below [s]: products, selection, or reading and writing."""
+    pairs = search.num_queries * search.num_points
+    moved = 4.0 * (search.num_queries + search.num_points) * search.dim + 12.0 * search.num_queries * search.k
+    return max(2.0 * pairs * search.dim / rates.flops, pairs / rates.looks, moved / rates.bytes)
+
+
+def _size(search: Search, device: str, rates: Rates) -> list[BenchmarkLine]:
+    count, num_points, dim, k = search
     points = walks(num_points, dim, device)
-    count = num_points if dim <= 3 else min(num_points, MAX_PAIRS // num_points)
     part = points[torch.randperm(num_points, generator=torch.Generator().manual_seed(1))[:count].to(device)]
     queries, exclude = (points, "self") if count == num_points else (part, "none")
-    work = lambda: knn(queries, points, K, exclude=exclude)  # noqa: E731
-    median, tail = _timed(work, device)
-    size = f"{count} of {num_points} points, d={dim}"
-    floor = max(2.0 * count * num_points * dim / flops, count * num_points / looks)
-    rate = f"{count * num_points / median / 1e9:.2f} G pairs/s"
-    peers = {name: _timed(peer, device)[0] for name, peer in _peers(queries, points, device).items()}
-    best = min(peers, key=lambda name: peers[name])
-    others = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in peers.items())
+    median, tail = _timed(lambda: knn(queries, points, k, exclude=exclude), device)
+    pairs = count * num_points
+    note = f"{pairs / median / 1e9:.2f} G pairs/s, {2e-12 * pairs * dim / median:.3g} TFLOP/s"
+    # The libraries find the point itself too.
+    found = _peers(queries, points, k + (exclude == "self"), device)
+    peers = {name: _timed(peer, device)[0] for name, peer in found.items()}
+    best = min(peers, key=lambda name: peers[name], default=None)
+    others = "".join(f"; {name} {1000 * seconds:.1f} ms" for name, seconds in peers.items())
     return [
         BenchmarkLine(
-            f"k-NN, d={dim}", size, median, tail, floor, "exhaustive search", peers[best], f"bare {best}", None,
-            num_points, "points", f"k={K}, {rate}; {others}",
+            f"k-NN, d={dim}", _name(search), median, tail, floor(search, rates), "exhaustive search",
+            None if best is None else peers[best], "" if best is None else f"bare {best}", None,
+            num_points, "points", note + others,
         )
     ]  # fmt: skip
+
+
+def _name(search: Search) -> str:
+    return f"{search.num_queries} of {search.num_points} points, d={search.dim}, k={search.k}"
 
 
 def _rewards(num_points: int, device: str) -> list[BenchmarkLine]:
     """Time the rewards of one rollout against the bare search they need."""
     points = walks(num_points, 2, device)
     ids = torch.arange(num_points // WALK, device=device).repeat_interleave(WALK)
-    peers = {name: _timed(peer, device)[0] for name, peer in _peers(points, points, device).items()}
+    peers = {name: _timed(peer, device)[0] for name, peer in _peers(points, points, K + 1, device).items()}
     best = min(peers, key=lambda name: peers[name])
     lines = []
     for kind, exclude in (("own", False), ("mepol", False), ("own", True)):
@@ -91,47 +144,58 @@ def _rewards(num_points: int, device: str) -> list[BenchmarkLine]:
     return lines
 
 
-def _peers(queries: torch.Tensor, points: torch.Tensor, device: str) -> dict[str, Callable[[], object]]:
-    """Return the bare libraries' way to the same neighbours, the point itself included."""
+def _peers(queries: torch.Tensor, points: torch.Tensor, k: int, device: str) -> dict[str, Callable[[], object]]:
+    """Return the bare libraries' ways to the ``k`` nearest points."""
+    kind = torch.device(device).type
+    exhaustive = len(queries) * len(points) <= MAX_PAIRS[kind]
 
     def brute() -> None:
-        for rows in queries.split(1024):
-            torch.cdist(rows, points).topk(K + 1, dim=1, largest=False)
+        for rows in queries.split(max(1, min(1024, TILE // len(points)))):
+            torch.cdist(rows, points).topk(k, dim=1, largest=False)
 
     peers: dict[str, Callable[[], object]] = {}
-    if len(queries) * len(points) <= MAX_PAIRS:
+    if exhaustive:
         peers["torch cdist + topk"] = brute
-    if torch.device(device).type == "cpu":
+    if kind == "cpu":
         from scipy import spatial
 
-        data, wanted = points.numpy(), queries.numpy()
-        threads = torch.get_num_threads()
-        peers["scipy KDTree"] = lambda: spatial.KDTree(data).query(wanted, k=K + 1, workers=threads)
-        peers |= _optional_peers(data, wanted, threads)
+        data, wanted, threads = points.numpy(), queries.numpy(), torch.get_num_threads()
+        peers["scipy KDTree"] = lambda: spatial.KDTree(data).query(wanted, k=k, workers=threads)
+        peers |= _optional_peers(data, wanted, k, threads, exhaustive)
+    elif exhaustive and importlib.util.find_spec("faiss"):
+        peers |= _faiss_on_gpu(queries, points, k)
     return peers
 
 
-def _optional_peers(data: Any, wanted: Any, threads: int) -> dict[str, Callable[[], object]]:
+def _optional_peers(data: Any, wanted: Any, k: int, threads: int, exhaustive: bool) -> dict[str, Callable[[], object]]:
     """Return the libraries that are compared with where they are installed: scikit-learn, faiss-cpu."""
     peers: dict[str, Callable[[], object]] = {}
     if importlib.util.find_spec("sklearn"):
         neighbors = importlib.import_module("sklearn.neighbors")
-        for algorithm in ("kd_tree", "brute"):
-            if algorithm == "brute" and len(data) * len(wanted) > MAX_PAIRS:
-                continue
-            search = neighbors.NearestNeighbors(n_neighbors=K + 1, algorithm=algorithm, n_jobs=threads)
+        for algorithm in ("kd_tree", "brute") if exhaustive else ("kd_tree",):
+            search = neighbors.NearestNeighbors(n_neighbors=k, algorithm=algorithm, n_jobs=threads)
             peers[f"scikit-learn {algorithm}"] = lambda search=search: search.fit(data).kneighbors(wanted)
-    if importlib.util.find_spec("faiss") and len(data) * len(wanted) <= MAX_PAIRS:
+    if exhaustive and importlib.util.find_spec("faiss"):
         faiss = importlib.import_module("faiss")
         faiss.omp_set_num_threads(threads)
 
         def flat() -> None:
             index = faiss.IndexFlatL2(data.shape[1])
             index.add(data)
-            index.search(wanted, K + 1)
+            index.search(wanted, k)
 
         peers["faiss flat"] = flat
     return peers
+
+
+def _faiss_on_gpu(queries: torch.Tensor, points: torch.Tensor, k: int) -> dict[str, Callable[[], object]]:
+    """Return faiss's exhaustive search of arrays on a GPU, where faiss was built for one; written without one."""
+    faiss = importlib.import_module("faiss")
+    if not hasattr(faiss, "StandardGpuResources"):
+        return {}
+    importlib.import_module("faiss.contrib.torch_utils")  # so that it takes tensors
+    resources = faiss.StandardGpuResources()
+    return {"faiss-gpu flat": lambda: faiss.knn_gpu(resources, queries, points, k)}
 
 
 def _timed(work: Callable[[], object], device: str) -> tuple[float, float]:
@@ -142,18 +206,37 @@ def _timed(work: Callable[[], object], device: str) -> tuple[float, float]:
     return measure(work, repetitions=max(2, min(20, int(2.0 / max(once, 1e-4)))), warmup=0, device=device)
 
 
-def _peak_flops(device: str) -> float:
-    """Return the rate of a large float32 matmul [FLOP/s], the fastest of some."""
-    size = 2048 if torch.device(device).type == "cpu" else 8192
+def _peak_flops(device: str, precision: str = "high") -> float:
+    """Return the rate of a large float32 matmul [FLOP/s], the fastest of some; on a GPU ``high`` is tf32."""
+    on_cpu = torch.device(device).type == "cpu"
+    size = 2048 if on_cpu else 8192
     left, right = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
-    return 2.0 * size**3 / _fastest(lambda: left @ right, device)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest" if on_cpu else precision)
+    try:
+        return 2.0 * size**3 / _fastest(lambda: left @ right, device)
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _peak_looks(device: str) -> float:
-    """Return how many distances can be looked at once [1/s], by the minimum over a tile that fits into the cache."""
-    rows, columns = (64, 8192) if torch.device(device).type == "cpu" else (8192, 8192)
-    tile = torch.randn(rows, columns, device=device)
+    """Return how many distances can be looked at [1/s].
+
+    On a CPU by the minimum over a tile that fits into the cache. On a GPU no tile does; there a lane that can multiply
+    and add can also do one of the operations of the selection.
+    """
+    if torch.device(device).type != "cpu":
+        return _peak_flops(device, "highest") / 2.0 / SELECTION
+    rows, columns = 64, 8192
+    tile = torch.randn(rows, columns)
     return rows * columns / _fastest(lambda: tile.amin(dim=0), device)
+
+
+def _peak_bytes(device: str) -> float:
+    """Return how much memory can be read and written [B/s], by a copy that no cache holds."""
+    source = torch.zeros(2**25 if torch.device(device).type == "cpu" else 2**28, device=device)
+    target = torch.empty_like(source)
+    return 8.0 * source.numel() / _fastest(lambda: target.copy_(source), device)
 
 
 def _fastest(work: Callable[[], object], device: str) -> float:
