@@ -150,7 +150,7 @@ def test_knn_and_knn_within_take_the_kernels(kernels: Any, monkeypatch: pytest.M
     wanted, _ = exact(pool[None], pool[None], 2, groups=(groups[None], groups[None]))
     torch.testing.assert_close(found.double(), wanted[0], rtol=1e-6, atol=1e-6)
     pool[3, 1] = torch.nan
-    assert search._search_on_gpu(kernels, pool[None], pool[None], 2, False, (None, None))[0].isnan().all()
+    assert search._search_on_gpu(kernels, pool[None], pool[None], 2, False)[0].isnan().all()
 
 
 def test_many_points_in_few_dimensions_are_searched_through_boxes() -> None:

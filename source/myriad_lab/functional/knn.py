@@ -76,18 +76,13 @@ def knn(
         query_groups = reference_groups = None
     if queries.device.type == "cpu":
         _check_values(queries, references)
-        passed_over = 0
-        if query_groups is not None and reference_groups is not None:
-            passed_over = _largest_group(query_groups, reference_groups, k)
-        if _use_tree(method, len(references), references.shape[1], k + passed_over):
+        if _use_tree(method, *references.shape, k + _largest_group(query_groups, reference_groups, k)):
             return _tree(queries, references, k, query_groups, reference_groups, exclude)
     kernels = _choose_kernels(method, queries[None], references[None], k)
     if kernels is not None:
-        groups = (None, None)
-        if query_groups is not None and reference_groups is not None:
-            groups = (query_groups[None], reference_groups[None])
-        found = _search_on_gpu(kernels, queries[None], references[None], k, exclude == "self", groups)
-        return found[0][0], found[1][0]
+        groups = (query_groups, reference_groups)
+        near, who = _search_on_gpu(kernels, queries[None], references[None], k, exclude == "self", *groups)
+        return near[0], who[0]
     exclusion = Exclusion(own_row=exclude == "self")
     if query_groups is not None and reference_groups is not None:
         exclusion = Exclusion.by_group(query_groups, reference_groups, queries.dtype)
@@ -127,7 +122,7 @@ def knn_within(points: torch.Tensor, k: int, *, method: Method = "auto") -> tupl
             return _tree_within(points, k)
     kernels = _choose_kernels(method, points, points, k)
     if kernels is not None:
-        return _search_on_gpu(kernels, points, points, k, True, (None, None))
+        return _search_on_gpu(kernels, points, points, k, True)
     found = dense_search(points, points, k, Exclusion(own_row=True))
     if not on_cpu:
         return found.distances + _poison(points, points), found.indices
@@ -190,15 +185,17 @@ def _search_on_gpu(
     references: torch.Tensor,
     k: int,
     own_row: bool,
-    groups: tuple[torch.Tensor | None, torch.Tensor | None],
+    query_groups: torch.Tensor | None = None,
+    reference_groups: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Search clouds (b, n, d) and (b, m, d) with the kernels for a GPU; groups are (b, n) and (b, m)."""
+    """Search clouds (b, n, d) and (b, m, d) with the kernels for a GPU; groups (n,) and (m,) are for a single one."""
     if kernels == "boxes":
         from myriad_lab.functional.knn_boxes import box_search as search
     else:
         from myriad_lab.functional.knn_triton import fused_search as search
     # NaN would leave every query in doubt, and the kernels would look at everything for nothing.
     clean = [torch.nan_to_num(features, nan=0.0, posinf=0.0, neginf=0.0) for features in (queries, references)]
+    groups = [None if ids is None else ids[None] for ids in (query_groups, reference_groups)]
     distances, indices = search(
         clean[0], clean[1], k, own_row=own_row, query_groups=groups[0], reference_groups=groups[1]
     )
@@ -294,9 +291,9 @@ def _check_values(queries: torch.Tensor, references: torch.Tensor) -> None:
             )
 
 
-def _largest_group(query_groups: torch.Tensor, reference_groups: torch.Tensor, k: int) -> int:
+def _largest_group(query_groups: torch.Tensor | None, reference_groups: torch.Tensor | None, k: int) -> int:
     """Return the size of the largest group; refuse one so large that fewer than ``k`` foreign references are left."""
-    if len(query_groups) == 0:
+    if query_groups is None or reference_groups is None or len(query_groups) == 0:
         return 0
     largest = int(group_sizes(query_groups, reference_groups).max())
     if len(reference_groups) - largest < k:

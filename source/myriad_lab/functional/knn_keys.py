@@ -4,8 +4,8 @@ The bits of its squared distance stand above its index. Distances that are not n
 one minimum over such keys gives a nearest neighbour and who it is, and equal distances are ordered by index.
 """
 
-# Arguments of kernels are pointers, numbers, and in capitals constants of the compiler.
-# ruff: noqa: ANN001, ANN201, N803
+# Arguments in capitals are constants of the compiler.
+# ruff: noqa: N803
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def unpack(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @triton.jit
-def make_keys(squared, indices, seen):
+def make_keys(squared: tl.tensor, indices: tl.tensor, seen: tl.tensor) -> tl.tensor:
     """Return keys; of what is not seen, or is not at a finite distance, that of no reference."""
     keys = (squared.to(tl.int32, bitcast=True).to(tl.int64) << 32) | indices.to(tl.int64)
     return tl.where(seen & (squared < float("inf")), keys, ABSENT)
 
 
 @triton.jit
-def none_yet(k, SLOTS: tl.constexpr):
+def none_yet(k: tl.tensor, SLOTS: tl.constexpr) -> tl.tensor:
     """Return the keys of ``k`` absent neighbours, each another one, and in the slots beyond such as are never worst."""
     slots = tl.arange(0, SLOTS)
     return tl.where(slots < k, ABSENT - slots.to(tl.int64), -1)
 
 
 @triton.jit
-def keep_nearest(best, keys):
+def keep_nearest(best: tl.tensor, keys: tl.tensor) -> tl.tensor:
     """Put those of the keys into ``best`` that are smaller than its largest ones; each stays there at most once."""
     nearest, worst = tl.min(keys, 0), tl.max(best, 0)
     while nearest < worst:
@@ -56,12 +56,12 @@ def keep_nearest(best, keys):
 
 
 @triton.jit
-def nearer(key, other):
+def nearer(key: tl.tensor, other: tl.tensor) -> tl.tensor:
     """Say whether the distance of the one key is smaller than that of the other, whoever they are."""
     return (key >> 32) < (other >> 32)
 
 
 @triton.jit
-def index_of(key):
+def index_of(key: tl.tensor) -> tl.tensor:
     """Return the index."""
     return key & _LOW
