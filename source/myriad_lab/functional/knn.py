@@ -74,13 +74,13 @@ def knn(
     queries, references = queries.detach(), references.detach()
     if exclude != "group":
         query_groups = reference_groups = None
+    groups = (query_groups, reference_groups)
     if queries.device.type == "cpu":
         _check_values(queries, references)
-        if _use_tree(method, *references.shape, k + _largest_group(query_groups, reference_groups, k)):
+        if _use_tree(method, len(references), references.shape[1], k + _largest_group(*groups, k)):
             return _tree(queries, references, k, query_groups, reference_groups, exclude)
     kernels = _choose_kernels(method, queries[None], references[None], k)
     if kernels is not None:
-        groups = (query_groups, reference_groups)
         near, who = _search_on_gpu(kernels, queries[None], references[None], k, exclude == "self", *groups)
         return near[0], who[0]
     exclusion = Exclusion(own_row=exclude == "self")
