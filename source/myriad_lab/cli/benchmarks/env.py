@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from myriad_lab.cli.benchmarks import env_warp
 from myriad_lab.cli.benchmarks.line import BenchmarkLine, Case, summary, wait
 from myriad_lab.cli.benchmarks.memory import PeakMemory
 from myriad_lab.tasks.registry import make_env
@@ -49,7 +50,8 @@ def cases(device: str, quick: bool) -> list[Case]:
     ]
     sizes = [1024] if quick else [256, 1024, 4096, 16_384, 65_536]
     steps = 20 if quick else 200
-    return found + [Case(f"{TORCH_TASK}, {n} envs", partial(time_torch, n, device, steps)) for n in sizes]
+    found += [Case(f"{TORCH_TASK}, {n} envs", partial(time_torch, n, device, steps)) for n in sizes]
+    return found + env_warp.cases(device, quick)
 
 
 def time_mujoco(task: str, num_envs: int, target: float, device: str, steps: int) -> list[BenchmarkLine]:
