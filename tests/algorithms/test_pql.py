@@ -5,10 +5,14 @@ from __future__ import annotations
 import copy
 import math
 import re
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from tensordict import TensorDict
+from torch._dynamo.backends.common import aot_autograd
 
 from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.pql import POLICY_METRICS, PQL, VALUE_METRICS, PQLCfg
@@ -346,6 +350,34 @@ def test_compiled_losses_are_the_losses(kind: str) -> None:
     for name in ("actor", "critic"):
         for a, b in zip(getattr(plain, name).parameters(), getattr(compiled, name).parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
+def test_a_compiled_policy_update_forms_no_gradients_of_the_critics(monkeypatch: pytest.MonkeyPatch) -> None:
+    formed: list[int] = []
+
+    def note(graph: torch.fx.GraphModule, _: Any) -> Any:
+        formed.append(sum(gradient is not None for gradient in graph.graph.output_node().args[0]))
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=lambda graph, _: make_boxed_func(graph.forward), bw_compiler=note)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    pql = make(compile=True, mixed_precision=False)
+    feed(pql, 8)
+    pql.learn_policies()
+    assert formed == [sum(p.grad is not None for p in pql.actor.parameters())]
+    pql.learn_critics()
+    assert formed[1:] == [sum(p.grad is not None for p in pql.critic.parameters())] == [len(pql.critic_optimizer.state)]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
+def test_a_population_may_be_compiled_for_more_sizes_than_torch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    for num_policies in (1, 2, 3, 4):
+        pql = make(num_policies, 4 * num_policies, compile=True, mixed_precision=False)
+        feed(pql, 8)
+        assert torch.isfinite(pql.learn_critics()).all()
 
 
 def test_half_precision_is_taken_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.captured import CapturedUpdate
 from myriad_lab.algorithms.pql_cfg import PQLCfg
 from myriad_lab.algorithms.pql_losses import POLICY_METRICS, VALUE_METRICS, PQLLosses
-from myriad_lab.algorithms.pql_parts import adamw, check_squash, clip_per_head, noise_ladder, restore
+from myriad_lab.algorithms.pql_parts import adamw, check_squash, clip_per_head, compiled, noise_ladder, restore
 from myriad_lab.algorithms.precision import has_native_bfloat16
 from myriad_lab.algorithms.repeated_noise import RepeatedNoise
 from myriad_lab.algorithms.return_scale import ReturnScale
@@ -205,9 +205,11 @@ class PQL:
 
     def policy_update(self, batch: ReplayBatch) -> torch.Tensor:
         """Take one deterministic policy-gradient step on all heads; returns ``POLICY_METRICS``, (3,)."""
+        # only the actor's gradients are formed; a compiled backward pass forms those of all that ask for one
+        self.critic.requires_grad_(False)
         loss, metrics = self._actor_loss(batch)
+        self.critic.requires_grad_(True)
         parameters = [p for p in self.actor.parameters() if p.requires_grad]
-        # only the actor's gradients are formed; the critics' parameters get none
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
@@ -299,8 +301,7 @@ class PQL:
         self.losses = PQLLosses(*networks, cfg, self.mixed_precision)
         self._critic_losses, self._actor_loss = self.losses.critics, self.losses.actor
         if cfg.compile or (cfg.compile is None and self.device.type == "cuda"):
-            self._critic_losses = torch.compile(self._critic_losses, fullgraph=True, dynamic=False)
-            self._actor_loss = torch.compile(self._actor_loss, fullgraph=True, dynamic=False)
+            self._critic_losses, self._actor_loss = compiled(self._critic_losses), compiled(self._actor_loss)
         self._capture_anew()
 
     def _capture_anew(self) -> None:

@@ -1,8 +1,9 @@
-"""Small parts of parallel Q-learning: optimisers, clipping, masked means, the noise ladder."""
+"""Small parts of parallel Q-learning: optimisers, compiling, clipping, masked means, the noise ladder."""
 
 from __future__ import annotations
 
 import math
+import types
 from typing import Any
 
 import torch
@@ -24,6 +25,18 @@ def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     optimizer.load_state_dict(state)
     for group, setting in zip(optimizer.param_groups, settings, strict=True):
         group.update(setting)
+
+
+def compiled(method: Any) -> Any:
+    """Return a bound method compiled as one graph for the shapes that it is called with.
+
+    What is compiled is a copy: torch counts the graphs of a piece of code, whoever they are for, and after eight of
+    them, as for a population that is halved as often, it would refuse the next one.
+    """
+    function = method.__func__
+    code = function.__code__.replace()
+    copied = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__)
+    return torch.compile(types.MethodType(copied, method.__self__), fullgraph=True, dynamic=False)
 
 
 def check_squash(squash: str) -> None:
