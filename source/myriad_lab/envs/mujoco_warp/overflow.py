@@ -66,7 +66,7 @@ class OverflowWatch:
         counts = ((self._flags.unsqueeze(1) & self._bits) != 0).sum(0)
         self._counts.copy_(counts, non_blocking=True)
         if self._copied is not None:
-            self._copied.record()
+            self._copied.record(torch.cuda.current_stream(self._flags.device))
 
     def _report(self) -> None:
         """Warn once of each kind of overflow."""

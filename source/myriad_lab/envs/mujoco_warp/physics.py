@@ -36,6 +36,7 @@ class WarpPhysics:
             ConfigurationError: The device cannot run the engine's graphs, or the model has what the engine lacks.
         """
         wp.init()
+        device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0": Warp looks devices up by number
         self._place = wp.device_from_torch(device)
         self._torch_device = device
         self._num_steps = num_steps
