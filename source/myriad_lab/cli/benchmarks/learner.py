@@ -58,8 +58,6 @@ def time_updates(net: str, precision: str, m: int, batch: int, device: str, quic
     """
     rows, mixed = m * batch, precision == "bf16"
     make = partial(make_learner, net, m, batch, device, mixed, 64 * m if quick else _NUM_ENVS)
-    if torch.device(device).type == "cuda":
-        torch.compiler.reset()  # what was compiled for other cases counts towards a limit
     with PeakMemory(device) as peak:
         learner = make()
         works: dict[str, Work] = {"critic update": learner.learn_critics, "policy update": learner.learn_policies}

@@ -72,8 +72,6 @@ def cases(device: str, quick: bool) -> list[Case]:
 
 def time_overlap(setting: Setting, device: str, quick: bool) -> list[BenchmarkLine]:
     """Return the line of one setting: time of an env step while both run, beside perfect overlap and taking turns."""
-    if torch.device(device).type == "cuda":
-        torch.compiler.reset()  # what was compiled for other cases counts towards a limit
     cores = share_cores(device)
     everything = tuple(sorted({*cores.collector, *cores.learners}))
     rounds, iterations, steps = (1, 1, 10) if quick else (2, 4, 25)
