@@ -8,6 +8,7 @@ import torch
 
 from myriad_lab.algorithms.kmyriad import KMyriadCfg
 from myriad_lab.errors import CheckpointError, ConfigurationError
+from myriad_lab.functional.collective import Collective
 from myriad_lab.monitor.logger import make_loggers
 from myriad_lab.monitor.nan_guard import NanGuardError
 from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
@@ -186,6 +187,23 @@ def test_a_stop_between_an_iteration_and_the_next_is_saved(tmp_path):
     runner._iterate = and_stop
     runner.learn(100)
     assert RunFolder(tmp_path).latest().name == "iteration_000001"
+
+
+class BesideAnother(Collective):
+    """A rank beside one on which every flag is set."""
+
+    def any(self, flags):
+        return torch.ones_like(flags)
+
+
+def test_envs_start_anew_where_those_of_another_rank_have_to(monkeypatch):
+    runner, resets = make_runner(), []
+    monkeypatch.setattr(runner.env, "reset", lambda reset=runner.env.reset: (resets.append(1), reset())[1])
+    runner.learn(1)
+    assert resets == []
+    runner.ranks = BesideAnother()
+    runner._rollout()
+    assert resets == [1]
 
 
 def test_envs_that_are_not_at_a_start_are_reset_before_the_rollout():

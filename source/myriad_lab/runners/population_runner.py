@@ -233,7 +233,8 @@ class PopulationRunner(Runner):
         """
         sums: dict[str, list[torch.Tensor]] = {}
         obs = self.env.get_observations()
-        if bool((self.env.episode_length_buf != 0).any()):
+        # Where one env needs it, the envs of all ranks start anew, and draw their starts together.
+        if bool(self.ranks.any((self.env.episode_length_buf != 0).any())):
             obs = self.env.reset()
         for _ in range(self.env.max_episode_length):
             actions = self.algorithm.act(obs)
