@@ -205,6 +205,9 @@ def test_wrong_flags_are_refused(tmp_path: Path) -> None:
             parser_of("study").parse_args(["pretrain_pointmaze", f"--{flag}", value])
     with pytest.raises(ConfigurationError, match="belong in its YAML file"):
         command.run(flags(write(tmp_path), tmp_path), ["agent.k=3"])
+    with pytest.raises(ConfigurationError, match="--only near-a: no cell"):
+        command.run(flags(write(tmp_path), tmp_path / "out", only="near-a"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_resumes_and_reruns_only_what_changed(tmp_path: Path, fake: Fake) -> None:

@@ -58,6 +58,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
             how = "" if variant_of(study, cell).peer else "myriad train "
             print(f"{cell.id}: {how}{shlex.join(cell_arguments(study, cell, goals, out))}")
         return 0
+    if not any(args.only in cell.id for cell in make_cells(study)):
+        raise ConfigurationError(f"--only {args.only}: no cell's id contains it; --list shows the ids")
     check_writable(out)
     if not args.report_only:
         if args.jobs > 1 and study.budget.max_seconds is not None:
