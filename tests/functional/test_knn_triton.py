@@ -81,22 +81,31 @@ def test_the_references_are_prepared_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert prepared == [1]
 
 
-class Truncated:
-    """The first kernel as tensor cores would run it: of its inputs they read the ten leading bits of the mantissa."""
+def cut(values: torch.Tensor) -> torch.Tensor:
+    """Return what tensor cores read of float32: the ten leading bits of the mantissa."""
+    return (values.view(torch.int32) & ~0x1FFF).view(torch.float32)
+
+
+class SplitInThree:
+    """The first kernel as tensor cores would run it by tf32x3: as one product of three times as many features."""
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
 
     def __getitem__(self, grid: Any) -> Any:
-        def cut(values: torch.Tensor) -> torch.Tensor:
-            return (values.view(torch.int32) & ~0x1FFF).view(torch.float32)
+        def run(left: torch.Tensor, right: torch.Tensor, *rest: Any, **more: Any) -> None:
+            parts = [(cut(values), cut(values - cut(values))) for values in (left, right)]
+            (high, low), (other_high, other_low) = parts
+            more |= {"DIM": 3 * more["DIM"], "WIDTH": 4 * more["WIDTH"]}
+            factors = torch.cat([high, high, low], 2), torch.cat([other_high, other_low, other_high], 2)
+            self.kernel[grid](*factors, *rest, **more)
 
-        return lambda left, right, *rest, **more: self.kernel[grid](cut(left), cut(right), *rest, **more)
+        return run
 
 
 def pairs(count: int) -> torch.Tensor:
     """Return pairs of points that are close to each other and far from the centre: what rounding confuses first."""
-    ends = 30.0 * torch.nn.functional.normalize(cloud(count // 2, 20, offset=0.0), dim=1)
+    ends = 3000.0 * torch.nn.functional.normalize(cloud(count // 2, 20, offset=0.0), dim=1)
     near = ends + 1e-3 * torch.nn.functional.normalize(cloud(count // 2, 20, seed=1, offset=0.0), dim=1)
     shades = [
         ends,
@@ -111,14 +120,34 @@ def test_the_rounding_of_tensor_cores_costs_no_neighbour(monkeypatch: pytest.Mon
     references = pairs(24)[None]
     queries = references[:, :24]
     _, who = exact(queries, references, 2)
-    monkeypatch.setattr(knn_triton, "_group_minima", Truncated(knn_triton._group_minima))
+    monkeypatch.setattr(knn_triton, "_group_minima", SplitInThree(knn_triton._group_minima))
     monkeypatch.setattr(knn_triton, "SPARE", 0)
-    _, indices = fused_search(queries, references, 2, precision="tf32")
+    _, indices = fused_search(queries, references, 2, precision="tf32x3")
     assert torch.equal(indices, who)
     # without the bound it would: the test can fail
-    monkeypatch.setitem(knn_triton._PRODUCT_ERROR, "tf32", -1.0)
-    _, indices = fused_search(queries, references, 2, precision="tf32")
+    monkeypatch.setitem(knn_triton._PRODUCT_ERROR, "tf32x3", -1.0)
+    _, indices = fused_search(queries, references, 2, precision="tf32x3")
     assert not torch.equal(indices, who)
+
+
+@pytest.mark.parametrize("dim", [17, 64])
+def test_few_particles_of_random_walks_are_in_doubt(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long walks, stored one after the other: near neighbours, far from the middle, as in pre-training."""
+    steps = torch.randn(64, 64, dim, generator=torch.Generator().manual_seed(0))
+    points = steps.cumsum(1).flatten(0, 1).to(DEVICE)[None]
+    doubts, unpack = [], knn_triton._search_again
+
+    class Counted:
+        def __getitem__(self, grid: Any) -> Any:
+            def run(*tensors: Any, **more: Any) -> None:
+                doubts.append(1.0 - tensors[4].float().mean())
+                unpack[grid](*tensors, **more)
+
+            return run
+
+    monkeypatch.setattr(knn_triton, "_search_again", Counted())
+    check(20, points[:, ::64], points)
+    assert max(doubts) < 0.02
 
 
 def test_the_search_of_last_resort_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,13 +174,13 @@ def compile(kernel, constants, stages=3, **types):
 
 numbers = dict.fromkeys(("own_row", "num_queries", "num_references", "num_groups", "kept", "k"), "i32")
 ids = dict.fromkeys(("query_groups", "reference_groups", "chosen"), "*i64") | {"certain": "*i32"}
-tile = {"ROWS": ours._ROWS, "COLUMNS": ours._COLUMNS, "TILES": ours._TILES}
 out = {}
-for dim, precision in ((2, "ieee"), (17, "tf32"), (64, "tf32"), (128, "tf32")):
+for dim, precision in ((2, "ieee"), (17, "tf32x3"), (64, "tf32x3"), (128, "tf32x3")):
     shape = {"DIM": dim, "WIDTH": max(16, triton.next_power_of_2(dim)), "EXCLUSION": 2}
     grouped = {**shape, "GROUP": ours.GROUP}
+    columns, stages = ours._columns_and_stages(shape["WIDTH"])
+    tile = {"ROWS": ours._ROWS, "COLUMNS": columns, "TILES": ours._TILES}
     first = {**grouped, **tile, "PRECISION": precision}
-    stages = ours._num_stages(shape["WIDTH"])
     out[f"minima {dim}"] = compile(ours._group_minima, first, stages, **numbers, **ids)
     out[f"distances {dim}"] = compile(ours._group_distances, grouped, **numbers, **ids)
     again = {**shape, "SLOTS": 64, "BLOCK": ours._BLOCK}

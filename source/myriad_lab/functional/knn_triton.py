@@ -31,12 +31,14 @@ SPARE = 8
 MAX_HELD = 1 << 29
 """Group minima, or distances to members of groups, held at once (2 GiB); more queries are searched in chunks."""
 
-Precision = Literal["ieee", "tf32"]
+Precision = Literal["ieee", "tf32x3"]
 _NONE, _OWN_ROW, _BY_GROUP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-_PRODUCT_ERROR = {"ieee": 2.0**-24, "tf32": 2.0**-9}
-"""Largest relative error of one product; tf32 cuts both factors to 10 bits."""
-_ROWS, _COLUMNS, _TILES = 64, 128, 8
-"""Queries and references of a tile, and tiles for which a program keeps its queries."""
+_PRODUCT_ERROR = {"ieee": 2.0**-24, "tf32x3": 2.0**-18}
+"""Largest relative error of one product. tf32x3 splits both factors into a part of 10 bits and the next 10, and leaves
+out the product of the second parts: at most 2^-20 each for that and for the two rests. Plain tf32, 2^-9, would leave
+most particles of long random walks in doubt, and the third kernel with all the work."""
+_ROWS, _TILES = 64, 8
+"""Queries of a tile, and tiles of references for which a program keeps them."""
 _BLOCK = 128
 """References read at once by the third kernel."""
 _MAX_CLOUDS = 65_535
@@ -70,7 +72,7 @@ def fused_search(
     """
     batch, num_queries, dim = queries.shape
     # Few features mean neighbours that are close for the size of the cloud, and little work for the tensor cores.
-    precision = precision or ("ieee" if dim <= 16 else "tf32")
+    precision = precision or ("ieee" if dim <= 16 else "tf32x3")
     clouds = _Clouds.of(references, reference_groups)
     found = torch.empty(batch, num_queries, k, dtype=torch.int64, device=queries.device)
     held = max(math.ceil(clouds.size / GROUP), (k + SPARE) * GROUP)
@@ -150,10 +152,11 @@ def _search(
     squares = left.square().sum(2)
     minima = queries.new_empty(batch, num_queries, num_groups)
     # A small cloud is done by one program for each tile of queries, which loops no further than it has to.
-    tiles = min(_TILES, triton.cdiv(clouds.size, _COLUMNS))
-    grid = (triton.cdiv(num_queries, _ROWS), triton.cdiv(clouds.size, _COLUMNS * tiles), batch)
-    tile: dict[str, Any] = {"ROWS": _ROWS, "COLUMNS": _COLUMNS, "TILES": tiles, "PRECISION": precision}
-    tile["num_stages"] = _num_stages(shape["WIDTH"])
+    columns, stages = _columns_and_stages(shape["WIDTH"])
+    tiles = min(_TILES, triton.cdiv(clouds.size, columns))
+    grid = (triton.cdiv(num_queries, _ROWS), triton.cdiv(clouds.size, columns * tiles), batch)
+    tile: dict[str, Any] = {"ROWS": _ROWS, "COLUMNS": columns, "TILES": tiles, "PRECISION": precision}
+    tile["num_stages"] = stages
     grouped: dict[str, Any] = {**shape, "GROUP": GROUP}
     _group_minima[grid](left, clouds.centred, clouds.norms, *seen, minima, *sizes, num_groups, **grouped, **tile)
 
@@ -177,9 +180,9 @@ def _search(
     return keys
 
 
-def _num_stages(width: int) -> int:
-    """Return how many tiles of references are on their way at once: as many as fit into the memory on the chip."""
-    return 2 if width > 64 else 3
+def _columns_and_stages(width: int) -> tuple[int, int]:
+    """Return the references of a tile, and how many tiles are on their way at once: what fits on the chip."""
+    return (64, 2) if width > 64 else (128, 3)
 
 
 @triton.jit

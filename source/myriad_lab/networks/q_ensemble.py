@@ -121,14 +121,18 @@ class QEnsemble(nn.Module):
         biases = [bias.to(obs.dtype) for bias in self.biases]
         # where a normalisation stands between product and bias, the bias comes after it
         within: list[torch.Tensor | None] = [None if self.cfg.layer_norm else bias for bias in biases[:-1]]
-        product = self._first_product(obs, actions, weights[0], within[0])
+        hidden = product = self._first_product(obs, actions, weights[0], within[0])
         for layer, weight in enumerate(weights[1:]):
             if self.cfg.layer_norm:
                 normal = layer_norm(product, product.shape[-1:])
                 product = torch.addcmul(biases[layer], normal, self.scales[layer].to(obs.dtype))
-            bias = biases[-1] if layer == len(weights) - 2 else within[layer + 1]
-            product = _product(self.activation(product), weight, bias)
-        return product
+            hidden = self.activation(product)
+            if layer < len(weights) - 2:
+                product = _product(hidden, weight, within[layer + 1])
+        if self.cfg.kind == "scalar":
+            # a value rounded to 8 bits is off by as much as many a temporal difference is large
+            return _product(hidden.to(self.weights[-1].dtype), self.weights[-1], self.biases[-1])
+        return _product(hidden, weights[-1], biases[-1])
 
     def _first_product(
         self, obs: torch.Tensor, actions: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
