@@ -96,7 +96,9 @@ def test_warm_ups_are_updates_a_capture_is_none_and_metrics_are_copies(monkeypat
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("settings", [{}, {"mixed_precision": True}, {"compile": True}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"mixed_precision": True}, {"compile": True}, {"compile": True, "mixed_precision": True}], ids=str
+)
 def test_a_replayed_update_is_the_update(settings: dict[str, Any]) -> None:
     plain, captured = (make("pql", "cuda", **{"compile": False, "mixed_precision": False, **settings}) for _ in "ab")
     plain._captured_critics._graphs = plain._captured_policies._graphs = False
