@@ -20,7 +20,7 @@ from myriad_lab.algorithms.pql_parts import noise_ladder
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
 from myriad_lab.networks.q_ensemble import QEnsembleCfg
-from myriad_lab.storage.replay import ReplayBatch
+from myriad_lab.storage.replay_batch import ReplayBatch
 
 CHAIN = 4
 GAMMA = 0.9

@@ -394,6 +394,9 @@ def run_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 def test_whole_chain_with_a_peer(
     peers: Path, tmp_path: Path, run_study: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    with pytest.raises(ConfigurationError, match="none of these cells can be run here"):
+        run_study("--only", "theirs")
+    assert not (tmp_path / "out" / "study.md").exists()
     assert run_study("--minutes", "1e-9", "--peers", str(peers)) == 0
     assert "4 cells are left" in capsys.readouterr().out
     assert run_study() == 0

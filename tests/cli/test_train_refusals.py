@@ -58,6 +58,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--task", TASK, *SMALL, "agent.k=many"], ["agent.k='many'", "int"]),
         (["--task", TASK, *SMALL, "agent.k=100000"], ["k=100000", "particles"]),
         (["--task", TASK, *SMALL, "--device", "cuda:77"], ["cuda:77", "cpu"]),
+        (
+            ["--task", "Myriad-Ant", "--backend", "mujoco_warp"],
+            ["cuda:0", "comes from the preset of backend mujoco_warp, --device chooses another"],
+        ),
         (["--task", TASK, *SMALL, "--device", "abacus"], ["abacus", "cpu"]),
         (["--task", TASK, *SMALL, "--backend", "mujoco"], ["mujoco", "torch"]),
         (["--task", TASK, *SMALL, "backend=mujoco"], ["mujoco", "torch"]),

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from myriad_lab.errors import CheckpointError, ConfigurationError
-from myriad_lab.storage.replay import ReplayBatch, ReplayBuffer
+from myriad_lab.storage.replay import ReplayBuffer
+from myriad_lab.storage.replay_batch import ReplayBatch
 
 N_STEP, GAMMA = 3, 0.9
 NUM_ENVS, NUM_POLICIES = 6, 3

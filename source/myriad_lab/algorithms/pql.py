@@ -22,7 +22,8 @@ from myriad_lab.errors import CheckpointError, ConfigurationError
 from myriad_lab.networks.normalizer import RunningNormalizer
 from myriad_lab.networks.population import PopulationActor, check_population
 from myriad_lab.networks.q_ensemble import QEnsemble
-from myriad_lab.storage.replay import ReplayBatch, ReplayBuffer
+from myriad_lab.storage.replay import ReplayBuffer
+from myriad_lab.storage.replay_batch import ReplayBatch
 
 __all__ = ["POLICY_METRICS", "PQL", "VALUE_METRICS", "PQLCfg"]
 
@@ -270,7 +271,7 @@ class PQL:
             if "noise" in state:  # versions before noise could last saved none
                 self.noise.load_state_dict(state["noise"])
             if self.return_scale is not None:
-                self.return_scale.load_state_dict(state["return_scale"])
+                self.return_scale.load_state_dict(_saved_scale(state))
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit the networks of this configuration: {error}") from error
         self.generator.set_state(state["generator"])
@@ -325,6 +326,15 @@ class PQL:
         ladder, prior = noise_ladder(self.envs_per_policy, cfg.sigma_min, cfg.sigma_max, cfg.prior_fraction)
         self.prior_mask = prior.repeat(self.num_policies).unsqueeze(-1).to(self.device)
         return ladder.repeat(self.num_policies).unsqueeze(-1).to(self.device)
+
+
+def _saved_scale(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the statistics of the returns; raises ``CheckpointError`` if the run kept none."""
+    if "return_scale" not in state:
+        raise CheckpointError(
+            "the checkpoint has no statistics of returns: it was trained with agent.normalize_returns=false; keep it so"
+        )
+    return state["return_scale"]
 
 
 def _means(names: tuple[str, ...], metrics: list[torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from myriad_lab.algorithms.pql_parts import weighted_mean
 from myriad_lab.functional.projection import categorical_projection
 from myriad_lab.networks.population import PopulationActor
 from myriad_lab.networks.q_ensemble import QEnsemble
-from myriad_lab.storage.replay import ReplayBatch
+from myriad_lab.storage.replay_batch import ReplayBatch
 
 VALUE_METRICS = ("Loss/critic", "Policy/q_mean", "Policy/q_target")
 """What ``PQLLosses.critics`` tells beside the losses, in this order."""

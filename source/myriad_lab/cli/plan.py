@@ -57,7 +57,6 @@ def make_plan(flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainP
         ConfigurationError: Whatever is wrong with the settings, with the value, what is expected and how to mend it.
         CheckpointError: If the checkpoint or the portfolio is missing, damaged or does not fit.
     """
-    from myriad_lab.tasks import registry
 
     parsed = parse_overrides(overrides)
     root = flags.get("runs_root") or RunCfg.runs_root
@@ -67,8 +66,9 @@ def make_plan(flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainP
     if resume is not None:
         _check_same(resume, run)
         _check_place(resume, flags)
+        _check_device_kind(resume, run)
     env = _plan_env(run, layers)
-    registry.check_device(run.device)
+    _check_device(run, flags)
     run.backend = env.backend
     agent_cfg = _compose_section(algorithms.AGENTS[run.algorithm](), layers, "agent")
     seed_from = _load(run.portfolio, root) if run.portfolio else None
@@ -267,6 +267,31 @@ def _check_place(resume: Any, flags: Mapping[str, Any]) -> None:
             raise ConfigurationError(
                 f"--{name} {asked}: {resume.path} goes on where and as it began, with {name}={kept!r}; leave it out"
             )
+
+
+def _check_device_kind(resume: Any, run: RunCfg) -> None:
+    """Refuse to go on on another kind of device, whose random numbers are others."""
+    began = resume.manifest.config.get("run", {}).get("device", run.device)
+    # the one run without generators of its own, over an env without a snapshot
+    free = run.algorithm == "ppo" and run.backend == ISAACLAB
+    if run.device.partition(":")[0] != began.partition(":")[0] and not free:
+        raise CheckpointError(
+            f"--device {run.device}: {resume.path} was trained on {began}, and its generators of random numbers cannot "
+            "go on on another kind of device; leave it out, or start from the bundle with --portfolio"
+        )
+
+
+def _check_device(run: RunCfg, flags: Mapping[str, Any]) -> None:
+    """Refuse a device that is not there; says who asked for it where the user did not."""
+    from myriad_lab.tasks.registry import check_device
+
+    try:
+        check_device(run.device)
+    except ConfigurationError as error:
+        if flags.get("device"):
+            raise
+        whose = "the run to go on with" if flags.get("checkpoint") else f"the preset of backend {run.backend}"
+        raise ConfigurationError(f"{error}; it comes from {whose}, --device chooses another") from error
 
 
 def _check_seeding(plan: TrainPlan, seeding: str | None, asked: Mapping[str, Any]) -> None:

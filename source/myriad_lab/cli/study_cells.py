@@ -20,6 +20,7 @@ from myriad_lab.cli.machine import hardware, versions
 from myriad_lab.cli.peers.checkouts import Checkout
 from myriad_lab.cli.peers.requests import describe_peer, peer_request
 from myriad_lab.envs.cores import usable_cores
+from myriad_lab.errors import ConfigurationError
 from myriad_lab.evaluation.study import (
     Cell,
     StudyCfg,
@@ -55,8 +56,13 @@ def run_cells(
 
     Those of peers without a checkout, and of Isaac Lab where it is not installed, are left out; none is started after
     ``minutes``.
+
+    Raises:
+        ConfigurationError: If none is left.
     """
     cells = _runnable(study, [cell for cell in make_cells(study) if only in cell.id], checkouts)
+    if not cells:
+        raise ConfigurationError("none of these cells can be run here, for the reasons told above")
     wanted = {name for cell in cells for name in cell.needs}
     before = [c for c in make_cells(study) if c.is_prerequisite and (c in cells or c.id in wanted)]
     marks = make_signatures(study, goals)

@@ -36,7 +36,7 @@ _NONE, _OWN_ROW, _BY_GROUP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 _PRODUCT_ERROR = {"ieee": 2.0**-24, "tf32x3": 2.0**-18}
 """Largest relative error of one product. tf32x3 splits both factors into a part of 10 bits and the next 10, and leaves
 out the product of the second parts: at most 2^-20 each for that and for the two rests. Plain tf32, 2^-9, would leave
-most particles of long random walks in doubt, and the third kernel with all the work."""
+the particles of robots that hardly move in doubt, and the third kernel with all the work."""
 _ROWS, _TILES = 64, 8
 """Queries of a tile, and tiles of references for which a program keeps them."""
 _BLOCK = 128
@@ -53,7 +53,6 @@ def fused_search(
     own_row: bool = False,
     query_groups: torch.Tensor | None = None,
     reference_groups: torch.Tensor | None = None,
-    precision: Precision | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the ``k`` nearest references of each query, in each cloud of the batch.
 
@@ -64,7 +63,6 @@ def fused_search(
         own_row: Query i does not see reference i.
         query_groups: Integers (b, n); a query does not see the references of its group.
         reference_groups: Integers (b, m).
-        precision: Of the products of the first kernel; chosen by d where ``None``.
 
     Returns:
         Distances, ascending, infinite where fewer than ``k`` references are allowed, and indices, int64; both
@@ -72,7 +70,7 @@ def fused_search(
     """
     batch, num_queries, dim = queries.shape
     # Few features mean neighbours that are close for the size of the cloud, and little work for the tensor cores.
-    precision = precision or ("ieee" if dim <= 16 else "tf32x3")
+    precision: Precision = "ieee" if dim <= 16 else "tf32x3"
     clouds = _Clouds.of(references, reference_groups)
     found = torch.empty(batch, num_queries, k, dtype=torch.int64, device=queries.device)
     held = max(math.ceil(clouds.size / GROUP), (k + SPARE) * GROUP)

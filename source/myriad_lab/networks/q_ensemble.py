@@ -117,22 +117,19 @@ class QEnsemble(nn.Module):
 
     def _layers(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """Return the outputs, (2 * num_policies, batch, num_outputs), of inputs whose type is that of the products."""
-        weights = [weight.to(obs.dtype) for weight in self.weights]
-        biases = [bias.to(obs.dtype) for bias in self.biases]
-        # where a normalisation stands between product and bias, the bias comes after it
-        within: list[torch.Tensor | None] = [None if self.cfg.layer_norm else bias for bias in biases[:-1]]
-        hidden = product = self._first_product(obs, actions, weights[0], within[0])
-        for layer, weight in enumerate(weights[1:]):
+        dtype, hidden = obs.dtype, obs
+        for layer, (weight, bias) in enumerate(zip(list(self.weights)[:-1], list(self.biases)[:-1], strict=True)):
+            weight, bias = weight.to(dtype), bias.to(dtype)
+            # where a normalisation follows the product, the bias comes after it
+            inner = None if self.cfg.layer_norm else bias
+            product = _product(hidden, weight, inner) if layer else self._first_product(obs, actions, weight, inner)
             if self.cfg.layer_norm:
                 normal = layer_norm(product, product.shape[-1:])
-                product = torch.addcmul(biases[layer], normal, self.scales[layer].to(obs.dtype))
+                product = torch.addcmul(bias, normal, self.scales[layer].to(dtype))
             hidden = self.activation(product)
-            if layer < len(weights) - 2:
-                product = _product(hidden, weight, within[layer + 1])
-        if self.cfg.kind == "scalar":
-            # a value rounded to 8 bits is off by as much as many a temporal difference is large
-            return _product(hidden.to(self.weights[-1].dtype), self.weights[-1], self.biases[-1])
-        return _product(hidden, weights[-1], biases[-1])
+        # a value rounded to 8 bits would be off by as much as many a temporal difference is large
+        last = self.weights[-1].dtype if self.cfg.kind == "scalar" else dtype
+        return _product(hidden.to(last), self.weights[-1].to(last), self.biases[-1].to(last))
 
     def _first_product(
         self, obs: torch.Tensor, actions: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None

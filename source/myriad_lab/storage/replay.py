@@ -5,51 +5,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
 from myriad_lab.errors import CheckpointError, ConfigurationError
+from myriad_lab.storage.replay_batch import ReplayBatch
 
 logger = logging.getLogger(__name__)
 
 _TERMINATED, _TIME_OUT, _VALID = 1, 2, 4
-
-
-@dataclass
-class ReplayBatch:
-    """Windows of one to n steps, ``(num_policies, batch, ...)``; row i is a minibatch for the critics of head i."""
-
-    obs: dict[str, torch.Tensor]
-    """Observation at the start of the window, group -> (num_policies, batch, size)."""
-    actions: torch.Tensor
-    """First action of the window, (num_policies, batch, num_actions)."""
-    rewards: torch.Tensor
-    """Sum of ``gamma^j r_j`` over the window, (num_policies, batch)."""
-    next_obs: dict[str, torch.Tensor]
-    """Observation after the window: the true last one where the episode ended, never a reset observation."""
-    discounts: torch.Tensor
-    """``gamma^k`` with k the effective length, 0 after a true end, (num_policies, batch)."""
-    steps: torch.Tensor
-    """Effective length k of the window, int64 (num_policies, batch)."""
-    weights: torch.Tensor
-    """1 for usable rows, 0 for rows whose step was invalid or whose final observation is gone."""
-    env_ids: torch.Tensor
-    """Env of each row, int64 (num_policies, batch)."""
-    policy_ids: torch.Tensor
-    """Head that collected each row, int64 (num_policies, batch)."""
-
-    def map(self, function: Any, *others: ReplayBatch) -> ReplayBatch:
-        """Apply ``function`` to every tensor, zipped with the tensors of ``others``."""
-        out = {}
-        for item in fields(self):
-            mine, theirs = getattr(self, item.name), [getattr(other, item.name) for other in others]
-            if isinstance(mine, dict):
-                out[item.name] = {key: function(value, *(t[key] for t in theirs)) for key, value in mine.items()}
-            else:
-                out[item.name] = function(mine, *theirs)
-        return ReplayBatch(**out)
 
 
 class ReplayBuffer:

@@ -49,3 +49,15 @@ def rows(simulator: MujocoSimulator) -> torch.Tensor:
     """Return everything a task can read, as one matrix with a row per robot (a copy)."""
     state = simulator.state()
     return torch.cat([getattr(state, name) for name in state.__dataclass_fields__], dim=1)
+
+
+def check_snapshot(simulator, other):
+    """Let another simulator go on from a snapshot in the middle of a run, after some steps of its own."""
+    actions = random_actions(simulator, 30)
+    run(simulator, actions[:15])
+    snapshot = simulator.state_dict()
+    expected_now, expected_later = rows(simulator), run(simulator, actions[15:])
+    run(other, actions[20:23])
+    other.load_state_dict(snapshot)
+    assert torch.equal(rows(other), expected_now)
+    assert torch.equal(run(other, actions[15:]), expected_later)

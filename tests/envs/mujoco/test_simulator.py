@@ -16,7 +16,7 @@ from myriad_lab.envs.rotations import quat_from_yaw, quat_rotate_inverse
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.tasks.locomotion.robots.robots import ANT, HUMANOID, QUADRUPED
 
-from .scenes import WALLED, make_simulator, random_actions, rows, run, standing
+from .scenes import WALLED, check_snapshot, make_simulator, random_actions, rows, run, standing
 
 ROBOTS = pytest.mark.parametrize("robot", [ANT, HUMANOID, QUADRUPED], ids=lambda robot: robot.name)
 
@@ -61,15 +61,7 @@ def test_reset_touches_only_its_rows(kind):
 @ROBOTS
 @pytest.mark.parametrize("kind", ["batch", "rollout"])
 def test_snapshot_is_exact(robot, kind):
-    simulator, other = (make_simulator(robot, engine=kind) for _ in range(2))
-    actions = random_actions(simulator, 30)
-    run(simulator, actions[:15])
-    snapshot = simulator.state_dict()
-    expected_now, expected_later = rows(simulator), run(simulator, actions[15:])
-    run(other, actions[20:23])
-    other.load_state_dict(snapshot)
-    assert torch.equal(rows(other), expected_now)
-    assert torch.equal(run(other, actions[15:]), expected_later)
+    check_snapshot(make_simulator(robot, engine=kind), make_simulator(robot, engine=kind))
 
 
 def test_snapshot_of_another_size_is_refused():

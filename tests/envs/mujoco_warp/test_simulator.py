@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from envs.mujoco.scenes import WALLED, make_simulator, random_actions, rows, run, standing
+from envs.mujoco.scenes import WALLED, check_snapshot, make_simulator, random_actions, rows, run, standing
 from host_waits import NoHostWaits
 from myriad_lab.envs.mujoco.simulator import MujocoSimulator
 from myriad_lab.envs.mujoco_warp.capacity import footprint, make_data, size_of
@@ -137,15 +137,7 @@ def test_reset_touches_only_its_rows():
 
 def test_snapshot_is_exact():
     robot = replace(ANT, action=replace(ANT.action, delay_steps=2))
-    simulator, other = make_warp(robot), make_warp(robot)
-    actions = random_actions(simulator, 30)
-    run(simulator, actions[:15])
-    snapshot = simulator.state_dict()
-    expected_now, expected_later = rows(simulator), run(simulator, actions[15:])
-    run(other, actions[20:23])
-    other.load_state_dict(snapshot)
-    assert torch.equal(rows(other), expected_now)
-    assert torch.equal(run(other, actions[15:]), expected_later)
+    check_snapshot(make_warp(robot), make_warp(robot))
 
 
 def test_snapshots_of_another_size_or_backend_are_refused():

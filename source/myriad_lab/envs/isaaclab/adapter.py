@@ -11,11 +11,11 @@ import torch
 from tensordict import TensorDict
 
 from myriad_lab.envs.contract import VecEnv
+from myriad_lab.envs.env_parts import check_actions
 from myriad_lab.envs.isaaclab.cfg import IsaacLabCfg
 from myriad_lab.envs.isaaclab.features import Features, default_features
 from myriad_lab.envs.isaaclab.spec import action_bounds, make_spec, num_actions, task_of
 from myriad_lab.envs.robot_state import RobotState
-from myriad_lab.envs.task_env import check_actions
 from myriad_lab.errors import ConfigurationError
 
 log = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from myriad_lab.envs.contract import ActionSpec, EnvSpec, TermSpec
+from myriad_lab.envs.env_parts import robot_dict
 from myriad_lab.envs.isaaclab.cfg import IsaacLabCfg
 from myriad_lab.envs.isaaclab.features import Features
 from myriad_lab.envs.robot import farther_limit
-from myriad_lab.envs.task_env import robot_dict
 from myriad_lab.errors import ConfigurationError
 
 _KINDS = {"position": ("position", "rad"), "effort": ("torque", "N m"), "velocity": ("velocity", "rad/s")}

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from isaaclab.envs import DirectRLEnv
 
+from myriad_lab.envs.env_parts import episode_log, join_terms
 from myriad_lab.envs.isaaclab.robot_state import ArticulationIO
 from myriad_lab.envs.robot_state import InitialState, RobotState
 from myriad_lab.envs.simulator import POSITION_LIMIT, SPEED_LIMIT
-from myriad_lab.envs.task_env import episode_log, join_terms
 from myriad_lab.tasks.isaaclab.env_cfg import TaskDirectEnvCfg
 from myriad_lab.tasks.registry import get
 
