@@ -16,6 +16,7 @@ import torch
 from rank_jobs import command
 from ranks import run_places
 
+from myriad_lab.cli.main import main
 from myriad_lab.cli.train import train
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.portfolio.bundle import load_bundle
@@ -54,6 +55,22 @@ def test_one_process_writes_and_prints_and_any_number_goes_on(tmp_path: Path) ->
     assert run_places(2, command, argv, str(tmp_path), "again") == [0, 0]
     assert "was done before" in (tmp_path / "again_0").read_text()
     assert (tmp_path / "again_1").read_text() == ""
+
+
+def test_a_portfolio_is_finetuned_by_several_processes(tmp_path: Path) -> None:
+    assert main(["train", *SMALL, "--max_iterations", "1", "--run_name", "start"]) == 0
+    (start,) = list_runs("runs")
+    argv = ["train", "--distributed", *SMALL[:8], "--algorithm", "pql", "--portfolio", str(start.path)]
+    argv += ["--max_iterations", "2", "agent.warmup_steps=2", "agent.batch_size=8", "agent.critic_warmup=2"]
+    argv += ["agent.runner.num_steps_per_iteration=10", "env.episode_steps=10"]
+    assert run_places(2, command, argv, str(tmp_path), "said") == [0, 0]
+    said, nothing = ((tmp_path / f"said_{rank}").read_text() for rank in (0, 1))
+    assert nothing == ""
+    assert said.count("run folder: ") == 1
+    run = next(run for run in list_runs("runs") if "pql" in str(run.path))
+    bundle = load_bundle(run.latest())
+    assert (bundle.manifest.num_envs, bundle.actor.num_policies, bundle.manifest.env_steps) == (8, 4, 160)
+    assert run.read_info()["seeding_heads"] == [0, 1, 2, 3]
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:

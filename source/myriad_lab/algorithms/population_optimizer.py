@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from myriad_lab.algorithms.shards import change_moments, clip_gradients, grad_norm, sum_gradients
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.functional.collective import ALONE, Collective
 from myriad_lab.networks.population import PopulationActor, PopulationValue
@@ -137,12 +138,14 @@ class PopulationOptimizer:
         Both norms of the population are logged: under the pooled normalisation the gradient of one head scales like
         1/m, so at large m the joint clip is governed by the trunk.
         """
-        heads, *value_heads = self._sum_over_ranks([_norm(part) for part in (self._heads, self._value_heads) if part])
-        trunk = _norm(self._trunk)
+        own = [grad_norm(part) for part in (self._heads, self._value_heads) if part]
+        heads, *value_heads = sum_gradients([*self._trunk, *self._value_trunk], own, self.ranks)
+        trunk = grad_norm(self._trunk)
         joint = torch.hypot(trunk, heads)
-        _scale([*self._trunk, *self._heads], joint, self.cfg.max_grad_norm)
+        clip_gradients([*self._trunk, *self._heads], joint, self.cfg.max_grad_norm)
         if value_heads:
-            _scale(self._value, torch.hypot(_norm(self._value_trunk), value_heads[0]), self.cfg.max_grad_norm)
+            norm = torch.hypot(grad_norm(self._value_trunk), value_heads[0])
+            clip_gradients(self._value, norm, self.cfg.max_grad_norm)
         self.adam.step()
         return {"Loss/grad_norm": joint, "Loss/grad_norm_trunk": trunk, "Loss/grad_norm_heads": heads}
 
@@ -156,39 +159,17 @@ class PopulationOptimizer:
         The moments of the heads are those of all ranks, a call of all of them.
         """
         adam = self.adam.state_dict()
-        adam["state"] = self._change_heads(adam["state"], self.ranks.collect_rows)
+        adam["state"] = change_moments(adam["state"], self._stacked, self.ranks.collect_rows)
         return {"adam": adam, "factor": float(self._factor)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned; step sizes are those of this configuration."""
         rates = [(group["lr"], group["base_lr"]) for group in self.adam.param_groups]
-        moments = self._change_heads(state["adam"]["state"], self.ranks.own_rows)
+        moments = change_moments(state["adam"]["state"], self._stacked, self.ranks.own_rows)
         self.adam.load_state_dict(state["adam"] | {"state": moments})
         self._factor = self._make_factor(state["factor"])
         for group, (rate, base) in zip(self.adam.param_groups, rates, strict=True):
             group["lr"], group["base_lr"] = rate, base
-
-    def _sum_over_ranks(self, norms: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Sum the gradients of what is shared, and join the norms of what each rank has for itself, in one message.
-
-        A message of its own for each tensor would cost the latency of the network a dozen times over.
-        """
-        if self.ranks.world_size == 1:
-            return norms
-        grads = [p.grad for p in [*self._trunk, *self._value_trunk] if p.grad is not None]
-        bucket = torch.cat([*(grad.flatten() for grad in grads), torch.stack(norms).square()])
-        *summed, squares = self.ranks.sum(bucket).split([*(grad.numel() for grad in grads), len(norms)])
-        torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(summed, grads, strict=True)])
-        return list(squares.sqrt().unbind())
-
-    def _change_heads(
-        self, states: Mapping[int, Mapping[str, torch.Tensor]], change: Callable[[torch.Tensor], torch.Tensor]
-    ) -> dict[int, dict[str, torch.Tensor]]:
-        """Return Adam's state with its moments of the heads' parameters changed; the count of steps has no axis."""
-        return {
-            i: {name: change(v) if i in self._stacked and v.dim() else v for name, v in state.items()}
-            for i, state in states.items()
-        }
 
     def _make_factor(self, value: float) -> torch.Tensor | float:
         return torch.tensor(value, device=self._trunk[0].device) if self.cfg.desired_kl else 1.0
@@ -228,13 +209,3 @@ class WeightGuard:
     def _moment_tensors(self) -> list[torch.Tensor]:
         states = self._optimizer.state.values()
         return [value for state in states for value in state.values() if torch.is_tensor(value)]
-
-
-def _norm(parameters: Sequence[nn.Parameter]) -> torch.Tensor:
-    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return torch.stack(torch._foreach_norm(grads)).norm() if grads else torch.zeros(())
-
-
-def _scale(parameters: Sequence[nn.Parameter], norm: torch.Tensor, bound: float) -> None:
-    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    torch._foreach_mul_(grads, (bound / (norm + 1e-6)).clamp_max(1.0))

@@ -13,12 +13,22 @@ from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.captured import CapturedUpdate
 from myriad_lab.algorithms.pql_cfg import PQLCfg
 from myriad_lab.algorithms.pql_losses import POLICY_METRICS, VALUE_METRICS, PQLLosses
-from myriad_lab.algorithms.pql_parts import adamw, check_squash, clip_per_head, compiled, noise_ladder, restore
+from myriad_lab.algorithms.pql_parts import (
+    adamw,
+    check_squash,
+    clip_per_head,
+    compiled,
+    means,
+    noise_ladder,
+    saved_scale,
+)
 from myriad_lab.algorithms.precision import has_native_bfloat16
 from myriad_lab.algorithms.repeated_noise import RepeatedNoise
 from myriad_lab.algorithms.return_scale import ReturnScale
+from myriad_lab.algorithms.shards import clip_gradients, collect_learner, grad_norm, load_learner, sum_gradients
 from myriad_lab.algorithms.update_counts import UpdateCounts
 from myriad_lab.errors import CheckpointError, ConfigurationError
+from myriad_lab.functional.collective import ALONE, Collective
 from myriad_lab.networks.normalizer import RunningNormalizer
 from myriad_lab.networks.population import PopulationActor, check_population
 from myriad_lab.networks.q_ensemble import QEnsemble
@@ -26,6 +36,9 @@ from myriad_lab.storage.replay import ReplayBuffer
 from myriad_lab.storage.replay_batch import ReplayBatch
 
 __all__ = ["POLICY_METRICS", "PQL", "VALUE_METRICS", "PQLCfg"]
+
+_APART = 1_000_003
+"""Between the seeds of two ranks, which draw actions and rows each for itself."""
 
 
 class PQL:
@@ -47,6 +60,8 @@ class PQL:
         seeded: Whether ``actor`` comes from a portfolio; see ``warmup_steps``, ``critic_warmup``, ``prior_fraction``.
         replay: A replay memory to use instead of an own one, as a learner process does.
         guard_slots: See ``ReplayBuffer``.
+        ranks: Those that train the rest of the population. ``actor`` and ``num_envs`` are this rank's; heads stay on
+            their rank with critics and replay memory, the gradients of the shared trunk are summed over all ranks.
 
     Raises:
         ConfigurationError: If the configuration, the heads or the groups do not fit.
@@ -64,24 +79,23 @@ class PQL:
         seeded: bool = False,
         replay: ReplayBuffer | None = None,
         guard_slots: int = 0,
+        ranks: Collective = ALONE,
     ) -> None:
         cfg.validate()
         missing = {"policy", cfg.critic_group} - obs_sizes.keys()
         if missing:
             raise ConfigurationError(f"PQL needs the observation groups {sorted(missing)}; got {sorted(obs_sizes)}.")
         check_squash(actor.cfg.squash)
-        self.cfg, self.num_envs, self.seeded = cfg, num_envs, seeded
+        self.cfg, self.num_envs, self.seeded, self.ranks = cfg, num_envs, seeded, ranks
         self.device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", which can be compared
         self.num_policies, self.num_actions = actor.num_policies, actor.num_actions
         self.envs_per_policy = check_population(num_envs, actor.num_policies)
         self.groups = {"policy": obs_sizes["policy"], cfg.critic_group: obs_sizes[cfg.critic_group]}
         self.actor = actor.to(self.device)
         self.prior = copy.deepcopy(self.actor).requires_grad_(False) if seeded else None
-        weights = torch.Generator().manual_seed(seed)
-        critic = QEnsemble(self.groups[cfg.critic_group], self.num_actions, self.num_policies, cfg.critic, weights)
-        self.critic = critic.to(self.device)
+        self.critic = self._make_critic(seed).to(self.device)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.generator = torch.Generator(self.device).manual_seed(seed + 1)
+        self.generator = torch.Generator(self.device).manual_seed(seed + 1 + ranks.rank * _APART)
         self._guard_slots = guard_slots
         self.replay = replay if replay is not None else self._make_replay()
         apart = self.replay.device != self.device
@@ -129,16 +143,16 @@ class PQL:
         )
 
         if self.return_scale is not None:
-            self.return_scale.update(step.rewards, step.terminated | step.time_outs, step.valid)
+            self.return_scale.update(step.rewards, step.terminated | step.time_outs, step.valid, self.ranks)
 
         # the observation before a divergence may already be far off: count the one after the reset instead
         def sane(group: str) -> torch.Tensor:
             return torch.where(step.valid.unsqueeze(-1), step.obs[group], step.next_obs[group])
 
-        self.critic.update_normalizer(sane(self.cfg.critic_group))
-        self.target_critic.update_normalizer(sane(self.cfg.critic_group))
+        self.critic.update_normalizer(sane(self.cfg.critic_group), self.ranks)
+        self.target_critic.update_normalizer(sane(self.cfg.critic_group), self.ranks)
         if isinstance(self.actor.normalizer, RunningNormalizer) and not self.seeded:
-            self.actor.normalizer.update(sane("policy"))
+            self.actor.normalizer.update(sane("policy"), self.ranks)
         self.counts.steps += 1
 
     def update(self) -> dict[str, torch.Tensor]:
@@ -149,7 +163,7 @@ class PQL:
             critics.append(self.learn_critics())
             if self.counts.policy_update_is_due():
                 policies.append(self.learn_policies())
-        return _means(VALUE_METRICS, critics) | _means(POLICY_METRICS, policies)
+        return means(VALUE_METRICS, critics) | means(POLICY_METRICS, policies)
 
     def learn_critics(self) -> torch.Tensor:
         """Draw rows and do one update of the critics of all heads; returns ``VALUE_METRICS``, (3,)."""
@@ -205,16 +219,19 @@ class PQL:
         return metrics
 
     def policy_update(self, batch: ReplayBatch) -> torch.Tensor:
-        """Take one deterministic policy-gradient step on all heads; returns ``POLICY_METRICS``, (3,)."""
+        """Take one deterministic policy-gradient step on all heads; returns ``POLICY_METRICS`` of this rank's, (3,)."""
         # only the actor's gradients are formed; a compiled backward pass forms those of all that ask for one
         self.critic.requires_grad_(False)
         loss, metrics = self._actor_loss(batch)
         self.critic.requires_grad_(True)
         parameters = [p for p in self.actor.parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        # the loss is the mean over the heads of all ranks
+        gradients = torch.autograd.grad(loss / self.ranks.world_size, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        torch.nn.utils.clip_grad_norm_(parameters, self.cfg.max_grad_norm)
+        shared, heads = self.actor.shared_parameters(), self.actor.head_parameters()
+        (of_heads,) = sum_gradients(shared, [grad_norm(heads)], self.ranks)
+        clip_gradients(parameters, torch.hypot(grad_norm(shared), of_heads), self.cfg.max_grad_norm)
         self.actor_optimizer.step()
         return metrics
 
@@ -236,14 +253,18 @@ class PQL:
         self._make_updates()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return networks, optimisers, counters and generator; the replay memory has a state of its own."""
+        """Return networks, optimisers, counters and generator; the replay memory has a state of its own.
+
+        On rank 0 it is that of all ranks, a call of all of them.
+        """
+        own: dict[str, Any] = {"generator": self.generator.get_state(), "noise": self.noise.state_dict()}
+        if self.return_scale is not None:
+            own["return_scale"] = self.return_scale.state_dict()
+        others = self.ranks.collect(own)[1:]
         return {
-            **{name: module.state_dict() for name, module in self._modules().items()},
-            "actor_optimizer": self.actor_optimizer.state_dict(),
-            "critic_optimizer": self.critic_optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-            "noise": self.noise.state_dict(),
-            **({} if self.return_scale is None else {"return_scale": self.return_scale.state_dict()}),
+            **collect_learner(self._modules(), self._optimizers(), self.ranks),
+            **own,
+            **({"others": others} if others else {}),
             **self.counts.state_dict(),
         }
 
@@ -251,7 +272,8 @@ class PQL:
         """Restore what ``state_dict`` returned; the state says whether the policies come from a portfolio.
 
         The optimisers' step sizes and decay are those of this configuration, and so are the ratios of updates: where
-        they are others, nothing of the past is made up for.
+        they are others, nothing of the past is made up for. On another number of ranks random numbers and returns
+        under way begin anew.
 
         Raises:
             CheckpointError: If the state belongs to other networks.
@@ -262,19 +284,33 @@ class PQL:
         self.prior = copy.deepcopy(self.actor).requires_grad_(False) if self.seeded else None
         self._make_updates()
         try:
-            for name, module in self._modules().items():
-                module.load_state_dict(state[name])
-            restore(self.actor_optimizer, state["actor_optimizer"])
-            restore(self.critic_optimizer, state["critic_optimizer"])
+            load_learner(self._modules(), self._optimizers(), state, self.ranks)
             self.counts = self._make_counts()
             self.counts.load_state_dict(state)
-            if "noise" in state:  # versions before noise could last saved none
-                self.noise.load_state_dict(state["noise"])
-            if self.return_scale is not None:
-                self.return_scale.load_state_dict(_saved_scale(state))
+            self._load_own(state)
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit the networks of this configuration: {error}") from error
-        self.generator.set_state(state["generator"])
+
+    def _load_own(self, state: Mapping[str, Any]) -> None:
+        """Restore what this rank alone has, where there were as many ranks."""
+        own = self.ranks.own_part(state)
+        if self.return_scale is not None:
+            self.return_scale.load_state_dict(saved_scale(own or state), with_returns=own is not None)
+        if own is None:
+            self.reseed(self.generator.initial_seed() + self.counts.steps)
+            return
+        if "noise" in own:  # versions before noise could last saved none
+            self.noise.load_state_dict(own["noise"])
+        self.generator.set_state(own["generator"])
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"actor": self.actor_optimizer, "critic": self.critic_optimizer}
+
+    def _make_critic(self, seed: int) -> QEnsemble:
+        """Return the critics of this rank's heads; all ranks draw the weights of all of them."""
+        all_heads, weights = self.ranks.world_size * self.num_policies, torch.Generator().manual_seed(seed)
+        critic = QEnsemble(self.groups[self.cfg.critic_group], self.num_actions, all_heads, self.cfg.critic, weights)
+        return critic if self.ranks.world_size == 1 else critic.select(range(all_heads)[self.ranks.block(all_heads)])
 
     def _make_counts(self) -> UpdateCounts:
         cfg = self.cfg
@@ -283,7 +319,7 @@ class PQL:
 
     def _make_replay(self) -> ReplayBuffer:
         return ReplayBuffer(
-            max(self.cfg.n_step + 1, self.cfg.replay_capacity // self.num_envs),
+            max(self.cfg.n_step + 1, self.cfg.replay_capacity // (self.ranks.world_size * self.num_envs)),
             self.num_envs,
             self.num_policies,
             self.groups,
@@ -310,13 +346,15 @@ class PQL:
         # rows that come from another device are no part of a graph of this one
         graphs = self.device.type == "cuda" and self._draws is self.generator
 
-        def captured(update: Callable[[ReplayBatch], torch.Tensor]) -> CapturedUpdate:
+        def captured(update: Callable[[ReplayBatch], torch.Tensor], graphs: bool) -> CapturedUpdate:
             return CapturedUpdate(lambda: update(self.sample()), self.generator, graphs)
 
-        self._captured_critics, self._captured_policies = captured(self.value_update), captured(self.policy_update)
+        self._captured_critics = captured(self.value_update, graphs)
+        # nor are messages between ranks
+        self._captured_policies = captured(self.policy_update, graphs and self.ranks.world_size == 1)
 
-    def _modules(self) -> dict[str, torch.nn.Module]:
-        modules: dict[str, torch.nn.Module] = {"actor": self.actor, "critic": self.critic}
+    def _modules(self) -> dict[str, PopulationActor | QEnsemble]:
+        modules: dict[str, PopulationActor | QEnsemble] = {"actor": self.actor, "critic": self.critic}
         modules["target_critic"] = self.target_critic
         return modules if self.prior is None else {**modules, "prior": self.prior}
 
@@ -326,17 +364,3 @@ class PQL:
         ladder, prior = noise_ladder(self.envs_per_policy, cfg.sigma_min, cfg.sigma_max, cfg.prior_fraction)
         self.prior_mask = prior.repeat(self.num_policies).unsqueeze(-1).to(self.device)
         return ladder.repeat(self.num_policies).unsqueeze(-1).to(self.device)
-
-
-def _saved_scale(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the statistics of the returns; raises ``CheckpointError`` if the run kept none."""
-    if "return_scale" not in state:
-        raise CheckpointError(
-            "the checkpoint has no statistics of returns: it was trained with agent.normalize_returns=false; keep it so"
-        )
-    return state["return_scale"]
-
-
-def _means(names: tuple[str, ...], metrics: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the means of metrics of several updates by name; nothing where there was none."""
-    return dict(zip(names, torch.stack(metrics).mean(0).unbind(), strict=True)) if metrics else {}

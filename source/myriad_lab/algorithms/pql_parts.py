@@ -1,14 +1,15 @@
-"""Small parts of parallel Q-learning: optimisers, compiling, clipping, masked means, the noise ladder."""
+"""Small parts of parallel Q-learning: optimisers, compiling, clipping, means, the noise ladder."""
 
 from __future__ import annotations
 
 import math
 import types
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from myriad_lab.errors import ConfigurationError
+from myriad_lab.errors import CheckpointError, ConfigurationError
 
 
 def adamw(module: torch.nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -87,3 +88,17 @@ def noise_ladder(num_envs: int, low: float, high: float, prior_fraction: float) 
     # a head with a single env explores with it: the only rung is the highest
     ladder[~prior] = torch.linspace(low if driven > 1 else high, high, driven)
     return ladder, prior
+
+
+def saved_scale(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the statistics of the returns; raises ``CheckpointError`` if the run kept none."""
+    if "return_scale" not in state:
+        raise CheckpointError(
+            "the checkpoint has no statistics of returns: it was trained with agent.normalize_returns=false; keep it so"
+        )
+    return state["return_scale"]
+
+
+def means(names: tuple[str, ...], metrics: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the means of metrics of several updates by name; nothing where there was none."""
+    return dict(zip(names, torch.stack(metrics).mean(0).unbind(), strict=True)) if metrics else {}

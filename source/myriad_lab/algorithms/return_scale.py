@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from myriad_lab.functional.collective import ALONE, Collective
+
 
 class ReturnScale:
     """Running statistics of the discounted return of every env, and the factor for rewards that follows from them.
@@ -30,19 +32,27 @@ class ReturnScale:
         self.factor = torch.ones((), device=device)
         """What rewards are multiplied by, a scalar that stays where it is; 1 until a return differs from zero."""
 
-    def update(self, rewards: torch.Tensor, dones: torch.Tensor, valid: torch.Tensor) -> None:
-        """Take the rewards of one step of all envs, (num_envs,); steps that are not valid end what came before them."""
+    def update(
+        self, rewards: torch.Tensor, dones: torch.Tensor, valid: torch.Tensor, ranks: Collective = ALONE
+    ) -> None:
+        """Take the rewards of one step of all envs, (num_envs,); steps that are not valid end what came before them.
+
+        The statistics are those of the envs of all ranks.
+        """
         returns = torch.where(valid, rewards + self._gamma * self._returns, 0.0)
         counted = valid.sum()
-        added = counted.to(torch.float64)
-        mean = (returns.sum() / counted.clamp_min(1)).to(torch.float64)
-        squares = torch.where(valid, returns - mean, 0.0).square().sum()  # of this step alone
+        mean = returns.sum() / counted.clamp_min(1)
+        squares = torch.where(valid, returns - mean, 0.0).square().sum()
+        own = torch.stack((counted.double(), mean.double(), squares.double(), returns.abs().amax().double()))
+        counts, means, spreads, largest = ranks.gather_rows(own.unsqueeze(0)).unbind(1)
+        # the history is merged with this step of every rank, all of them by count (Chan et al. 1979)
         count, old_mean, old_squares = self._moments.clone().unbind()
-        total = (count + added).clamp_min(1.0)
-        delta = mean - old_mean
-        squares = old_squares + squares + delta.square() * count * added / total
-        self._moments.copy_(torch.stack((count + added, old_mean + delta * added / total, squares)))
-        self._largest.copy_(torch.maximum(self._largest, returns.abs().amax()))
+        counts, means = torch.cat((count.view(1), counts)), torch.cat((old_mean.view(1), means))
+        total = counts.sum().clamp_min(1.0)
+        merged = (counts * means).sum() / total
+        squares = old_squares + spreads.sum() + (counts * (means - merged).square()).sum()
+        self._moments.copy_(torch.stack((counts.sum(), merged, squares)))
+        self._largest.copy_(torch.maximum(self._largest, largest.amax().to(self._largest)))
         self._returns.copy_(torch.where(dones | ~valid, 0.0, returns))
         spread = torch.maximum((squares / total).sqrt().to(self._largest), self._largest / self._bound)
         self.factor.copy_(torch.where(spread > 0.0, 1.0 / spread, 1.0))
@@ -51,10 +61,11 @@ class ReturnScale:
         """Return the statistics and the returns under way."""
         return {name: tensor.clone() for name, tensor in self._tensors().items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
+    def load_state_dict(self, state: Mapping[str, Any], with_returns: bool = True) -> None:
+        """Restore what ``state_dict`` returned, the returns under way only if they are to be gone on with."""
         for name, tensor in self._tensors().items():
-            tensor.copy_(state[name])
+            if with_returns or name != "returns":
+                tensor.copy_(state[name])
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         return {"returns": self._returns, "moments": self._moments, "largest": self._largest, "factor": self.factor}

@@ -144,6 +144,7 @@ def make_runner(algorithm: str, setting: Setting) -> Any:
     if algorithm == "ppo":
         return PPORunner(setting.env, _narrow(agent, PPOCfg), agent.runner, *place, head=setting.actor, **common)
     population: dict[str, Any] = {"num_policies": setting.num_policies, "actor": setting.actor, **common}
+    population["ranks"] = setting.ranks
     if algorithm == "pql":
         return ParallelQRunner(setting.env, _narrow(agent, PQLCfg), agent.runner, *place, **population)
     if "features" not in setting.env.spec.observations:
@@ -151,7 +152,6 @@ def make_runner(algorithm: str, setting: Setting) -> Any:
             f"nothing says what the entropy of {setting.env.spec.task} is measured on; name it, e.g. "
             "isaaclab.features=[joint_pos] (docs/isaaclab.md lists the names)"
         )
-    population["ranks"] = setting.ranks
     return PopulationRunner(setting.env, _narrow(agent, KMyriadCfg), agent.runner, *place, **population)
 
 

@@ -99,10 +99,8 @@ def check_choices(run: RunCfg) -> None:
 
 def _check_distributed(run: RunCfg) -> None:
     """Refuse what several processes cannot do together yet."""
-    if run.algorithm != "kmyriad":
-        raise ConfigurationError(
-            f"--distributed works with --algorithm kmyriad, not with {run.algorithm}; leave it out"
-        )
+    if run.algorithm == "ppo":
+        raise ConfigurationError("--distributed shares out policies, and ppo trains a single one; leave it out")
     if run.backend == "isaaclab":
         raise ConfigurationError("--distributed has no --backend isaaclab yet; take mujoco or torch, or leave it out")
     if run.video:

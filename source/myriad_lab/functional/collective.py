@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -41,6 +41,14 @@ class Collective:
     def collect(self, value: Any) -> list[Any]:
         """Return the plain containers and tensors of all ranks, for rank 0 to save; other ranks get their own."""
         return [value]
+
+    def own_part(self, state: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return this rank's part of a state whose entry ``others`` holds those of ranks 1, 2 and so on, if any.
+
+        ``None`` where it was saved by another number of ranks.
+        """
+        parts = [state, *state.get("others", [])]
+        return parts[self.rank] if len(parts) == self.world_size else None
 
     def from_main(self, value: Any) -> Any:
         """Return what rank 0 passes in, plain containers."""

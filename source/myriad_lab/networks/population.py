@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -319,15 +319,29 @@ class PopulationValue(nn.Module):
         return [f"heads.{name}" for name in self.heads.stacked_names()]
 
 
-def collect_state(network: PopulationActor | PopulationValue, ranks: Collective) -> dict[str, torch.Tensor]:
+class Stacked(Protocol):
+    """A network with rows for each head."""
+
+    def stacked_names(self) -> list[str]:
+        """Return the names of the parameters whose first axis is the head; all others are shared."""
+        ...
+
+    def state_dict(self) -> Mapping[str, torch.Tensor]:
+        """Return parameters and buffers."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor]) -> Any:
+        """Restore them."""
+        ...
+
+
+def collect_state(network: Stacked, ranks: Collective) -> dict[str, torch.Tensor]:
     """Return the state dict of a network with the heads of all ranks; see ``Collective.collect_rows``."""
     stacked = network.stacked_names()
     return {k: ranks.collect_rows(v) if k in stacked else v for k, v in network.state_dict().items()}
 
 
-def load_own_state(
-    network: PopulationActor | PopulationValue, state: Mapping[str, torch.Tensor], ranks: Collective
-) -> None:
+def load_own_state(network: Stacked, state: Mapping[str, torch.Tensor], ranks: Collective) -> None:
     """Load this rank's heads, and all that is shared, from a state dict with the heads of all ranks.
 
     Raises:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import layer_norm
 
 from myriad_lab.errors import ConfigurationError, nearest
+from myriad_lab.functional.collective import ALONE, Collective
 from myriad_lab.networks.heads import stacked_xavier
 from myriad_lab.networks.mlp import make_activation
 from myriad_lab.networks.normalizer import RunningNormalizer
@@ -157,19 +158,22 @@ class QEnsemble(nn.Module):
                 weight.div_(torch.linalg.vector_norm(weight, dim=1, keepdim=True).clamp_min(1e-8))
 
     @torch.no_grad()
-    def update_normalizer(self, obs: torch.Tensor) -> None:
-        """Merge observations ``(..., num_obs)`` into the running statistics, if the critics keep any."""
+    def update_normalizer(self, obs: torch.Tensor, ranks: Collective = ALONE) -> None:
+        """Merge observations ``(..., num_obs)`` of all ranks into the running statistics, if the critics keep any."""
         if isinstance(self.normalizer, RunningNormalizer):
-            self.normalizer.update(obs)
+            self.normalizer.update(obs, ranks)
 
     def select(self, head_ids: Sequence[int]) -> QEnsemble:
         """Return a copy whose head ``j`` has the two critics of head ``head_ids[j]``; repeats are allowed."""
-        rows = self.rows(head_ids)
+        rows, stacked = self.rows(head_ids), self.stacked_names()
         # The initial weights are overwritten; drawing them must not move the global generator.
         copy = QEnsemble(self.num_obs, self.num_actions, len(head_ids), self.cfg, torch.Generator())
-        stacked = {name for name, _ in self.named_parameters()}
         copy.load_state_dict({k: v[rows] if k in stacked else v for k, v in self.state_dict().items()})
         return copy.to(self.support.device)
+
+    def stacked_names(self) -> list[str]:
+        """Return the names of the parameters with rows for each head: all of them."""
+        return [name for name, _ in self.named_parameters()]
 
     @staticmethod
     def rows(head_ids: Sequence[int]) -> list[int]:

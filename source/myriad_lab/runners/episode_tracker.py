@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from myriad_lab.functional.collective import ALONE, Collective
 from myriad_lab.networks.population import check_population
 
 
@@ -56,12 +57,12 @@ class EpisodeTracker:
         inside = torch.arange(self.window, device=counts.device) < counts.unsqueeze(1)
         return (self._ring[..., : self.window] * inside).sum(-1) / counts
 
-    def summary(self, has_success: bool) -> dict[str, float]:
-        """Return the means over heads that finished an episode, and each head's own return and success."""
-        means = self.head_means().cpu()
+    def summary(self, has_success: bool, ranks: Collective = ALONE) -> dict[str, float]:
+        """Return the means over heads that finished an episode, and return and success of each head, of all ranks."""
+        means = ranks.gather_rows(self.head_means().T).T.cpu()
         names = ("mean_reward", "mean_episode_length", "success")[: 3 if has_success else 2]
         out = {f"Train/{name}": float(means[i].nanmean()) for i, name in enumerate(names)}
-        for i in range(self.num_policies):
+        for i in range(means.shape[1]):
             out[f"Heads/mean_reward_{i}"] = float(means[0, i])
             if has_success:
                 out[f"Heads/success_{i}"] = float(means[2, i])

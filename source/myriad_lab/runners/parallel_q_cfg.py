@@ -58,3 +58,17 @@ class ParallelQRunnerCfg:
                 f"halving_iterations={self.halving_iterations} must be ascending iterations of at least 1, e.g. "
                 f"{ascending}."
             )
+
+    def check_ranks(self) -> None:
+        """Raise ``ConfigurationError`` where a setting is not for several ranks."""
+        told = {
+            "mode=parallel": (self.mode != "interleaved", "each rank collects and learns in turns: mode=interleaved"),
+            "save_replay=true": (self.save_replay, "each rank has a replay memory of its own: save_replay=false"),
+            f"halving_iterations={self.halving_iterations}": (
+                bool(self.halving_iterations),
+                "heads stay on their rank: halving_iterations=[]",
+            ),
+        }
+        for setting, (given, instead) in told.items():
+            if given:
+                raise ConfigurationError(f"--distributed has no agent.runner.{setting}; {instead}")

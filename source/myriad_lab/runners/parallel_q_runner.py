@@ -13,13 +13,15 @@ import torch
 
 from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.pql import POLICY_METRICS, PQL, VALUE_METRICS, PQLCfg
+from myriad_lab.distributed.process_group import check_shards
 from myriad_lab.envs.contract import VecEnv
 from myriad_lab.errors import ConfigurationError
+from myriad_lab.functional.collective import ALONE, Collective
 from myriad_lab.monitor.logger import Logger
 from myriad_lab.monitor.nan_guard import check_metrics, check_state
 from myriad_lab.networks.population import PopulationActor
 from myriad_lab.portfolio.bundle import check_resume, load_bundle, save_bundle
-from myriad_lab.portfolio.plain_state import capture_rng_state, restore_rng_state
+from myriad_lab.portfolio.plain_state import capture_rng_state, plain_state, restore_rng_state
 from myriad_lab.portfolio.run_folder import RunFolder
 from myriad_lab.runners.callbacks import Callback, NanGuardCallback
 from myriad_lab.runners.episode_tracker import EpisodeTracker
@@ -36,21 +38,25 @@ logger = logging.getLogger(__name__)
 class ParallelQRunner(Runner):
     """Trains a population by PQL on an env; in both modes ``algorithm`` holds the collector's networks.
 
+    On several ranks each has a block of the heads with their envs and replay memory; rank 0 alone writes.
+
     Args:
-        env: The env; must provide final observations.
+        env: The env; must provide final observations. On several ranks, this rank's part of it.
         cfg: Settings of PQL.
         runner_cfg: Settings of the loop.
         run_folder: Where checkpoints go; ``None`` saves nothing unless ``save`` is called.
         device: Device of the collector, the replay memory and, by default, the learners.
         seed: Seed of the algorithm.
-        num_policies: Heads of a fresh population; ignored where ``actor`` is given.
-        actor: The policies to start from, e.g. ``portfolio.bundle.seed_actor``, trained in place.
+        num_policies: Heads of a fresh population, of all ranks; ignored where ``actor`` is given.
+        actor: The policies to start from, of all ranks, e.g. ``portfolio.bundle.seed_actor``; one process trains them
+            in place.
         callbacks: Observers, in order, after the NaN guard.
         loggers: Where the metrics go.
         manifest: Fields of the manifests that only the caller knows, e.g. ``config`` and ``parent``.
+        ranks: Those that train the rest of the population.
 
     Raises:
-        ConfigurationError: If the env lacks final observations, or numbers do not fit.
+        ConfigurationError: If the env lacks final observations, numbers do not fit, or a setting is not for ranks.
     """
 
     algorithm_name = "pql"
@@ -69,9 +75,12 @@ class ParallelQRunner(Runner):
         callbacks: Sequence[Callback] = (),
         loggers: Sequence[Logger] = (),
         manifest: Mapping[str, Any] | None = None,
+        ranks: Collective = ALONE,
     ) -> None:
         runner_cfg = runner_cfg or ParallelQRunnerCfg()
         runner_cfg.validate()
+        if ranks.world_size > 1:
+            runner_cfg.check_ranks()
         guard = [NanGuardCallback(every)] if (every := runner_cfg.nan_guard_interval) else []
         observers = [*guard, *callbacks]
         super().__init__(env, cfg, runner_cfg, run_folder, device, seed, observers, loggers, manifest)
@@ -80,13 +89,18 @@ class ParallelQRunner(Runner):
                 "PQL learns from the true last observation of each episode, and this env does not give it: build it "
                 "with final_obs=True, or wrap it so that extras['final_obs'] is filled."
             )
+        self.ranks, self.writes = ranks, ranks.is_main
         sizes = {group: env.spec.group_size(group) for group in env.spec.observations}
         seeded = actor is not None
         if actor is None:
             weights = torch.Generator().manual_seed(seed)
             actor = PopulationActor(sizes["policy"], env.num_actions, num_policies, cfg.actor, weights)
+        if ranks.world_size > 1:  # all ranks have the weights of all heads now, and keep their own
+            check_shards(ranks.world_size * env.num_envs, actor.num_policies, ranks.world_size)
+            actor = actor.select(range(actor.num_policies)[ranks.block(actor.num_policies)])
         slots = guard_slots(cfg, self.runner_cfg.max_lead)
-        self.algorithm = PQL(actor, cfg, env.num_envs, sizes, device, seed, seeded=seeded, guard_slots=slots)
+        own = {"seeded": seeded, "guard_slots": slots, "ranks": ranks}
+        self.algorithm = PQL(actor, cfg, env.num_envs, sizes, device, seed, **own)
         self.episodes = EpisodeTracker(env.num_envs, actor.num_policies, self.device)
         self._has_success = False
         self._obs = env.get_observations().to(self.device)
@@ -121,7 +135,7 @@ class ParallelQRunner(Runner):
             self._start_learners()
             for _ in range(num_learning_iterations):
                 self._iterate()
-                if self._stop:
+                if self._asked_to_stop():
                     break
             self._sync()
             if not self._is_due(self.runner_cfg.save_interval, self.iteration):
@@ -131,7 +145,7 @@ class ParallelQRunner(Runner):
             self.callbacks.on_stop(self)
 
     def save(self, path: str | Path) -> Path:
-        """Write a bundle with all that is needed to resume.
+        """Write a bundle with all that is needed to resume; a call of all ranks, of which rank 0 writes.
 
         Raises:
             NanGuardError: If a network or an optimiser is not finite; nothing is written then.
@@ -139,11 +153,16 @@ class ParallelQRunner(Runner):
         self._sync()
         algorithm = self.algorithm.state_dict()
         check_state(algorithm)
-        state = {
-            "algorithm": algorithm,
-            "env": self.env.state_dict(),
+        own = {
+            "env": plain_state(self.env.state_dict(), "env"),
             "tracker": self.episodes.state_dict(),
             "rng": capture_rng_state(),
+        }
+        others = self.ranks.collect(own)[1:]
+        state = {
+            "algorithm": algorithm,
+            **own,
+            **({"others": others} if others else {}),
             "runner": {"has_success": self._has_success, "best_score": self._best},
         }
         replay = self.algorithm.replay.state_dict() if self.runner_cfg.save_replay else None
@@ -151,12 +170,16 @@ class ParallelQRunner(Runner):
             obs_groups={"actor": ["policy"], "critic": [self.cfg.critic_group]},
             config={"agent": asdict(self.cfg), "runner": asdict(self.runner_cfg)},
             metrics={key: value for key, value in self.metrics.items() if not key.startswith("Heads/")},
-            head_metrics={"mean_reward": self.episodes.head_means()[0].tolist()},
+            head_metrics={"mean_reward": self.ranks.gather_rows(self.episodes.head_means()[0]).tolist()},
+            **self._sizes(),
         )
-        return save_bundle(path, self.actor, manifest, state, replay)
+        actor = self.actor.collect(self.ranks)
+        return save_bundle(path, actor, manifest, state, replay) if self.writes else Path(path)
 
     def load(self, path: str | Path) -> None:
         """Resume from a bundle of ``save``; bit-exact in interleaved mode on the CPU if it holds the replay memory.
+
+        The number of ranks may be another one; then the envs begin new episodes.
 
         Raises:
             CheckpointError: If the bundle is of another task or shape, or holds no training state.
@@ -165,13 +188,17 @@ class ParallelQRunner(Runner):
         heads = bundle.manifest.num_policies
         if self.runner_cfg.halving_iterations and heads < self.num_policies:
             self._keep_heads(list(range(heads)))
-        sizes = {"num_envs": self.env.num_envs, "num_policies": self.num_policies}
-        check_resume(bundle.manifest, self.env.spec, task=self.env.spec.task, algorithm=self.algorithm_name, **sizes)
+        asked = {"task": self.env.spec.task, "algorithm": self.algorithm_name, **self._sizes()}
+        check_resume(bundle.manifest, self.env.spec, **asked)
         state = bundle.load_train_state()
         self.algorithm.load_state_dict(state["algorithm"])
-        self.env.load_state_dict(state["env"])
-        self.episodes.load_state_dict(state["tracker"])
-        restore_rng_state(state["rng"])
+        own = self.ranks.own_part(state)
+        if own is None:
+            self._begin_anew(1 + len(state.get("others", [])))
+        else:
+            self.env.load_state_dict(own["env"])
+            self.episodes.load_state_dict(own["tracker"])
+            restore_rng_state(own["rng"])
         self._has_success = bool(state["runner"]["has_success"])
         self._best = float(state["runner"]["best_score"])
         if bundle.has_replay:
@@ -189,7 +216,7 @@ class ParallelQRunner(Runner):
         means = MeanLog()
         for _ in range(self.runner_cfg.num_steps_per_iteration):
             means.add(self._step())
-        averages = means.read()  # waits for the device: the clock is read after it
+        averages = self._over_ranks(means.read())  # waits for the device: the clock is read after it
         elapsed = time.perf_counter() - started
         self.wall_time += elapsed
         self.metrics = self._collect_metrics(averages, elapsed)
@@ -220,7 +247,7 @@ class ParallelQRunner(Runner):
         )
         self.algorithm.observe(step)
         self._obs = next_obs
-        self.env_steps += self.env.num_envs
+        self.env_steps += self.ranks.world_size * self.env.num_envs
         success = extras.get("success")
         self._has_success |= success is not None
         reached = torch.zeros_like(step.valid) if success is None else success.to(self.device)
@@ -235,15 +262,37 @@ class ParallelQRunner(Runner):
 
     def _collect_metrics(self, means: dict[str, float], elapsed: float) -> dict[str, float]:
         counts = (self.algorithm.counts.value_updates, self.algorithm.counts.policy_updates)
-        metrics = {**means, **self.episodes.summary(self._has_success)}
+        metrics = {**means, **self.episodes.summary(self._has_success, self.ranks)}
         if self._learners is not None:
             metrics |= self._learners.metrics()
             counts = self._learners.updates()
-        rate = self.runner_cfg.num_steps_per_iteration * self.env.num_envs / elapsed
+        rate = self.runner_cfg.num_steps_per_iteration * self._sizes()["num_envs"] / elapsed
         metrics |= {"env_steps": float(self.env_steps), "wall_time": self.wall_time}
         metrics |= {"Perf/total_fps": rate, "Perf/iteration_time": elapsed}
         metrics |= {"Perf/value_updates": float(counts[0]), "Perf/policy_updates": float(counts[1])}
         return metrics
+
+    def _sizes(self) -> dict[str, int]:
+        """Return envs and policies of all ranks."""
+        return {
+            "num_envs": self.ranks.world_size * self.env.num_envs,
+            "num_policies": self.ranks.world_size * self.num_policies,
+        }
+
+    def _over_ranks(self, averages: dict[str, float]) -> dict[str, float]:
+        """Return the means over the ranks that have a number, on rank 0; which there are depends on what happened."""
+        found: dict[str, list[float]] = {}
+        for part in self.ranks.collect(averages):
+            for name, value in part.items():
+                found.setdefault(name, []).append(value)
+        return {name: sum(values) / len(values) for name, values in found.items()}
+
+    def _begin_anew(self, ranks_before: int) -> None:
+        """Start new episodes, since the envs were dealt out otherwise."""
+        if self.writes:
+            told = ranks_before, self.ranks.world_size
+            logger.warning("The envs were dealt out to %d ranks, and are to %d now: they begin new episodes.", *told)
+        self.env.reset()
 
     def _halve(self) -> None:
         """Go on with the better half of the heads; nothing happens while no head is better than another."""

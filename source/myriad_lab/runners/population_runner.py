@@ -254,10 +254,6 @@ class PopulationRunner(Runner):
         means = torch.stack([torch.stack(sums[name]).mean() for name in sorted(sums)])
         return to_floats(dict(zip(sorted(sums), self.ranks.sum(means) / self.ranks.world_size, strict=True)))
 
-    def _asked_to_stop(self) -> bool:
-        """Return whether some rank is asked to stop: all of them must leave the loop at the same iteration."""
-        return bool(self.ranks.any(torch.tensor(self._stop, device=self.device)))
-
     def _train_state(self) -> dict[str, Any]:
         return {
             "algorithm": self.algorithm.state_dict(),

@@ -13,6 +13,7 @@ import torch
 from tensordict import TensorDict
 
 from myriad_lab.envs.contract import VecEnv
+from myriad_lab.functional.collective import ALONE
 from myriad_lab.monitor.logger import Logger
 from myriad_lab.networks.population import PopulationActor
 from myriad_lab.portfolio.manifest import Manifest
@@ -57,8 +58,8 @@ class Runner(ABC):
         self.manifest_entries = dict(manifest or {})
         self.iteration, self.env_steps, self.wall_time = 0, 0, 0.0
         self.metrics: dict[str, float] = {}
-        self.writes = True
-        """Whether this process writes to the run folder; one of several ranks may only take part in the saving."""
+        self.ranks, self.writes = ALONE, True
+        """Those that train one population, and whether this one writes; the others take part in the saving alone."""
         self._best = -float("inf")
         self._stop = False
 
@@ -117,6 +118,10 @@ class Runner(ABC):
         if head is None and actor.num_policies > 1:
             return actor.indexed(), path, actor.num_obs, True
         return actor.single(head or 0), path, actor.num_obs, False
+
+    def _asked_to_stop(self) -> bool:
+        """Return whether some rank is asked to stop: all of them must leave the loop at the same iteration."""
+        return bool(self.ranks.any(torch.tensor(self._stop, device=self.device)))
 
     def _close_iteration(self) -> None:
         """Tell the observers the metrics of an iteration, and count it."""
