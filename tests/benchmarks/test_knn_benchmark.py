@@ -6,13 +6,19 @@ import pytest
 import torch
 
 from myriad_lab.cli.benchmarks import knn as benchmark
+from myriad_lab.cli.benchmarks.line import Timing
 
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
     """Run everything once and say that it took 2 s."""
     done = []
-    monkeypatch.setattr(benchmark, "_timed", lambda work, device: done.append(work()) or (2.0, 3.0))
+
+    def once(works, device):
+        done.extend(work() for work in works.values())
+        return dict.fromkeys(works, Timing(2.0, 3.0))
+
+    monkeypatch.setattr(benchmark, "in_turns", once)
     return done
 
 
@@ -28,7 +34,15 @@ def test_quick_lines(monkeypatch, clock):
         "particle rewards, mepol",
         "particle rewards, own, other trajectories",
     ]
-    assert len(clock) >= 2 * 3 + 2 + 3
+    assert len(clock) >= 2 + 3 + 1  # ours and the libraries that are not far slower
+
+
+def test_what_is_far_slower_is_timed_once(clock, monkeypatch):
+    times = {"near": iter([4.9, 1.0]), "far": iter([4.9, 4.5]), "very far": iter([30.0])}
+    monkeypatch.setattr(benchmark, "measure", lambda work, *rest, **more: Timing(next(times[work()]), 0.0))
+    timings = benchmark._compared({name: lambda name=name: name for name in times}, "cpu")
+    assert {name: timing.median_s for name, timing in timings.items()} == {"near": 2.0, "far": 4.5, "very far": 30.0}
+    assert clock == ["near"]
 
 
 def test_the_floor_is_the_largest_of_three():

@@ -17,6 +17,7 @@ from rank_jobs import command
 from ranks import run_places
 
 from myriad_lab.cli.main import main
+from myriad_lab.cli.run_cfg import RunCfg, check_choices
 from myriad_lab.cli.train import train
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.portfolio.bundle import load_bundle
@@ -78,6 +79,20 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path)
     assert run_places(2, command, argv, str(tmp_path), "said") == [2, 2]
     assert "num_policies=1 cannot be dealt out evenly to 2 ranks" in (tmp_path / "said_0").read_text()
     assert not list(tmp_path.glob("runs/**/run.json"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"algorithm": "ppo"}, "--distributed shares out policies, and ppo trains a single one"),
+        ({"algorithm": "pql", "seeding": "halving"}, "--distributed has no --seeding halving"),
+        ({"backend": "isaaclab"}, "--distributed has no --backend isaaclab"),
+        ({"video": True}, "no process has all policies"),
+    ],
+)
+def test_what_ranks_cannot_do_is_refused(flags: dict, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        check_choices(RunCfg(**({"task": "Myriad-Ant", "backend": "mujoco", "distributed": True} | flags)))
 
 
 def test_torchrun_without_the_flag_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

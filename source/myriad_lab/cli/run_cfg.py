@@ -101,6 +101,8 @@ def _check_distributed(run: RunCfg) -> None:
     """Refuse what several processes cannot do together yet."""
     if run.algorithm == "ppo":
         raise ConfigurationError("--distributed shares out policies, and ppo trains a single one; leave it out")
+    if run.seeding == "halving":
+        raise ConfigurationError("--distributed has no --seeding halving: heads stay on their rank; take --seeding all")
     if run.backend == "isaaclab":
         raise ConfigurationError("--distributed has no --backend isaaclab yet; take mujoco or torch, or leave it out")
     if run.video:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
-from myriad_lab.cli.benchmarks.line import BenchmarkLine, Case, measure
+from myriad_lab.cli.benchmarks.line import BenchmarkLine, Case, Timing, Work, in_turns, measure
 from myriad_lab.functional.entropy import particle_rewards
 from myriad_lab.functional.knn import knn
 
@@ -23,6 +22,10 @@ MAX_PAIRS = {"cpu": 2**28, "cuda": 2**37}
 a part of the points are queries, for everybody alike."""
 TILE = 2**28
 """Distances that ``torch.cdist`` writes at once."""
+FAR, FAR_S = 4.0, 5.0
+"""Works that take so many times as long as the fastest are timed once, after a warm-up if they take fewer seconds."""
+OURS = "knn"
+"""Name of our search among those it is compared with."""
 SELECTION = 4
 """Operations of a GPU's lane for each distance beside the products: add the norm, compare, rarely keep."""
 
@@ -101,12 +104,13 @@ def _size(search: Search, device: str, rates: Rates) -> list[BenchmarkLine]:
     points = walks(num_points, dim, device)
     part = points[torch.randperm(num_points, generator=torch.Generator().manual_seed(1))[:count].to(device)]
     queries, exclude = (points, "self") if count == num_points else (part, "none")
-    median, tail = _timed(lambda: knn(queries, points, k, exclude=exclude), device)
+    # The libraries find the point itself too.
+    works = _peers(queries, points, k + (exclude == "self"), device)
+    timings = _compared({OURS: lambda: knn(queries, points, k, exclude=exclude), **works}, device)
+    median, tail = timings.pop(OURS)
     pairs = count * num_points
     note = f"{pairs / median / 1e9:.2f} G pairs/s, {2e-12 * pairs * dim / median:.3g} TFLOP/s"
-    # The libraries find the point itself too.
-    found = _peers(queries, points, k + (exclude == "self"), device)
-    peers = {name: _timed(peer, device)[0] for name, peer in found.items()}
+    peers = {name: timing.median_s for name, timing in timings.items()}
     best = min(peers, key=lambda name: peers[name], default=None)
     others = "".join(f"; {name} {1000 * seconds:.1f} ms" for name, seconds in peers.items())
     return [
@@ -126,21 +130,18 @@ def _rewards(num_points: int, device: str) -> list[BenchmarkLine]:
     """Time the rewards of one rollout against the bare search they need."""
     points = walks(num_points, 2, device)
     ids = torch.arange(num_points // WALK, device=device).repeat_interleave(WALK)
-    peers = {name: _timed(peer, device)[0] for name, peer in _peers(points, points, K + 1, device).items()}
-    best = min(peers, key=lambda name: peers[name])
-    lines = []
+    bare, works = _peers(points, points, K + 1, device), {}
     for kind, exclude in (("own", False), ("mepol", False), ("own", True)):
-        median, tail = _timed(
-            lambda kind=kind, exclude=exclude: particle_rewards(
-                points, K, kind, trajectory_ids=ids, exclude_own_trajectory=exclude
-            ),
-            device,
-        )
         name = f"particle rewards, {kind}" + (", other trajectories" if exclude else "")
-        note = "the search alone, own trajectory included" if exclude else "the search alone"
-        size, peer = f"{num_points} points, d=2", f"bare {best}"
-        line = BenchmarkLine(name, size, median, tail, None, "", peers[best], peer, None, num_points, "points", note)
-        lines.append(line)
+        options = {"trajectory_ids": ids, "exclude_own_trajectory": exclude}
+        works[name] = functools.partial(particle_rewards, points, K, kind, **options)
+    timings = _compared(works | bare, device)
+    best = min(bare, key=lambda name: timings[name].median_s)
+    lines = []
+    for name in works:
+        note = "the search alone" + (", own trajectory included" if name.endswith("other trajectories") else "")
+        size, peer = f"{num_points} points, d=2", (timings[best].median_s, f"bare {best}")
+        lines.append(BenchmarkLine(name, size, *timings[name], None, "", *peer, None, num_points, "points", note))
     return lines
 
 
@@ -198,12 +199,15 @@ def _faiss_on_gpu(queries: torch.Tensor, points: torch.Tensor, k: int) -> dict[s
     return {"faiss-gpu flat": lambda: faiss.knn_gpu(resources, queries, points, k)}
 
 
-def _timed(work: Callable[[], object], device: str) -> tuple[float, float]:
-    """Measure with as many repetitions as fit into about two seconds, 2 to 20."""
-    start = time.perf_counter()
-    work()
-    once = time.perf_counter() - start
-    return measure(work, repetitions=max(2, min(20, int(2.0 / max(once, 1e-4)))), warmup=0, device=device)
+def _compared(works: Mapping[str, Work], device: str) -> dict[str, Timing]:
+    """Time works in turns, but for those that are far slower than the fastest: of them one call is enough."""
+    once = {}
+    for name, work in works.items():
+        once[name] = measure(work, 1, warmup=0, device=device)
+        if once[name].median_s < FAR_S:
+            once[name] = measure(work, 1, warmup=0, device=device)
+    near = FAR * min(timing.median_s for timing in once.values())
+    return once | in_turns({name: work for name, work in works.items() if once[name].median_s <= near}, device)
 
 
 def _peak_flops(device: str, precision: str = "high") -> float:
