@@ -35,7 +35,7 @@ def random_actions(simulator: MujocoSimulator, steps: int, seed: int = 0) -> tor
     """Return actions in [-1, 1], shape (steps, num_envs, num_actions)."""
     generator = torch.Generator().manual_seed(seed)
     shape = (steps, simulator.num_envs, len(simulator.robot.action.names))
-    return 2.0 * torch.rand(shape, generator=generator) - 1.0
+    return (2.0 * torch.rand(shape, generator=generator) - 1.0).to(simulator.device)
 
 
 def run(simulator: MujocoSimulator, actions: torch.Tensor) -> torch.Tensor:
