@@ -29,8 +29,9 @@ ACTOR = PopulationActorCfg(trunk=[16], adapter_dim=8)
 
 
 def make(num_policies: int = 2, num_envs: int = 4, seed: int = 0, seeded: bool = False, **cfg) -> PQL:
-    critic = cfg.pop("critic", QEnsembleCfg(hidden=[32], obs_normalization=False))
+    critic = cfg.pop("critic", QEnsembleCfg(hidden=[32], kind="scalar", obs_normalization=False))
     defaults = {"gamma": GAMMA, "batch_size": 32, "warmup_steps": 4, "replay_capacity": 4000, "critic": critic}
+    defaults["normalize_returns"] = False
     torch.manual_seed(seed)
     actor = PopulationActor(CHAIN, 1, num_policies, ACTOR)
     return PQL(actor, PQLCfg(**{**defaults, **cfg}), num_envs, SIZES, seed=seed, seeded=seeded)
@@ -88,7 +89,7 @@ EXPECTED = {
 @pytest.mark.parametrize("time_out", [False, True], ids=["terminal", "time_out"])
 @pytest.mark.parametrize(("kind", "n_step"), [("scalar", 1), ("scalar", 3), ("categorical", 3)])
 def test_critics_converge_to_hand_computed_values(time_out: bool, kind: str, n_step: int) -> None:
-    critic = QEnsembleCfg(hidden=[32], kind=kind, obs_normalization=False, v_max=12.0, num_atoms=61)
+    critic = QEnsembleCfg(hidden=[32], kind=kind, obs_normalization=False, v_min=0.0, v_max=12.0, num_atoms=61)
     pql = make(critic=critic, n_step=n_step, tau=0.1, critic_lr=3e-3, max_grad_norm=100.0)
     feed(pql, 60, time_out)
     for _ in range(700):
@@ -322,7 +323,8 @@ def test_returns_are_scaled_before_the_critics_see_them() -> None:
 
 
 def test_projected_weights_leave_the_values_and_have_length_one() -> None:
-    free, kept = (QEnsembleCfg(hidden=[32, 16], weight_norm=norm, obs_normalization=False) for norm in (False, True))
+    shape = {"hidden": [32, 16], "kind": "scalar", "obs_normalization": False}
+    free, kept = (QEnsembleCfg(weight_norm=norm, **shape) for norm in (False, True))
     pql = make(critic=kept, critic_lr=1e-2)
     feed(pql, 20)
     pql.value_update(pql.sample())
@@ -403,7 +405,7 @@ def test_bad_settings_are_named() -> None:
         make(prior_fraction=1.0)
     with pytest.raises(ConfigurationError, match=r"target_bounds=\[1.0, 0.0\] of PQL must be \[lowest, highest\]"):
         make(target_bounds=[1.0, 0.0])
-    with pytest.raises(ConfigurationError, match="does nothing for categorical critics"):
+    with pytest.raises(ConfigurationError, match="is for scalar critics"):
         make(target_bounds=[0.0, 1.0], critic=QEnsembleCfg(kind="categorical"))
     with pytest.raises(ConfigurationError, match="trunk="):
         make(actor=PopulationActorCfg(trunk=[]))

@@ -39,12 +39,15 @@ def portfolio(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(train({**FLAGS, "max_iterations": 1, "runs_root": root}, SMALL).folder)
 
 
+SCALED_BY_HAND = "agent.normalize_returns=false"
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return the folders of runs of two iterations, by algorithm."""
     root = str(tmp_path_factory.mktemp("finished"))
     small = ["agent.actor.trunk=[8]", "agent.actor.adapter_dim=8"]
-    overrides = {"kmyriad": SMALL, "pql": [*PQL, *small], "ppo": [*PPO, "agent.actor_hidden_dims=[8]"]}
+    overrides = {"kmyriad": SMALL, "pql": [*PQL, *small, SCALED_BY_HAND], "ppo": [*PPO, "agent.actor_hidden_dims=[8]"]}
     flags = {"num_envs": 8, "logger": "none", "max_iterations": 2, "runs_root": root}
     tasks = {"kmyriad": {"task": TASK, "num_policies": 2}, "pql": {"task": f"{TASK}-Goal", "num_policies": 2}}
     return {

@@ -62,7 +62,7 @@ class PQLCfg:
     """Gradient norm of the actor, and of the critics of each head, is clipped to this."""
     reward_scale: float = 1.0
     """Rewards are multiplied by this before the critics see them."""
-    normalize_returns: bool = False
+    normalize_returns: bool = True
     """Whether rewards are divided by the spread of the returns seen so far as well, see ``ReturnScale``."""
     return_bound: float = 5.0
     """Largest return that is left by that; the support of categorical critics should reach as far."""
@@ -147,6 +147,6 @@ class PQLCfg:
             raise ConfigurationError(f"target_bounds={bounds} of PQL must be [lowest, highest], two ascending numbers.")
         if self.critic.kind == "categorical":
             raise ConfigurationError(
-                f"target_bounds={bounds} of PQL does nothing for categorical critics, whose targets lie between v_min "
-                "and v_max of the critic: set those, and target_bounds=null."
+                f"target_bounds={bounds} of PQL is for scalar critics: the targets of categorical ones lie between "
+                "v_min and v_max of the critic. Set those, or critic.kind=scalar and normalize_returns=false."
             )

@@ -33,13 +33,13 @@ class QEnsembleCfg:
     weight_norm: bool = False
     """Whether the weights of each unit of the hidden layers are brought back to length 1 after every update; the
     normalisation after them makes the output the same, and the step size stays what it is (arXiv 2407.01800)."""
-    kind: str = "scalar"
-    """``scalar`` or ``categorical``."""
-    num_atoms: int = 51
+    kind: str = "categorical"
+    """``categorical`` or ``scalar``."""
+    num_atoms: int = 101
     """Atoms of the categorical critic."""
-    v_min: float = 0.0
+    v_min: float = -5.0
     """Lowest value of the support, in scaled reward units."""
-    v_max: float = 1.0
+    v_max: float = 5.0
     """Highest value of the support, in scaled reward units."""
     obs_normalization: bool = True
     """Whether observations pass a running normaliser, part of the critic."""

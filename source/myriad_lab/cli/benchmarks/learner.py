@@ -95,7 +95,7 @@ def time_updates(net: str, precision: str, m: int, batch: int, device: str, quic
 def make_learner(net: str, m: int, batch: int, device: str, mixed_precision: bool, num_envs: int) -> PQL:
     """Return a learner of ``m`` heads with 32 random steps in its replay memory."""
     hidden = list(NETS[net])
-    critic = QEnsembleCfg(hidden=hidden, layer_norm=False, activation="relu")
+    critic = QEnsembleCfg(hidden=hidden, layer_norm=False, activation="relu", kind="scalar")
     cfg = PQLCfg(
         batch_size=batch,
         replay_capacity=64 * num_envs,
@@ -103,6 +103,7 @@ def make_learner(net: str, m: int, batch: int, device: str, mixed_precision: boo
         value_updates_per_step=ROUND[0],
         policy_delay=ROUND[0] // ROUND[1],
         mixed_precision=mixed_precision,
+        normalize_returns=False,
         critic=critic,
     )
     shape = PopulationActorCfg(trunk=hidden[:2], adapter_dim=hidden[2], obs_normalization=True)
