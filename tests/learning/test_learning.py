@@ -44,7 +44,7 @@ def test_parallel_q_finds_a_near_goal_from_nothing(tmp_path: Path) -> None:
     """Measured: always there after 5 steps; the mean of an untrained policy never is, random actions rarely are."""
     task, goal = "Myriad-PointMaze-Maze-Goal", {"goal": [0.8, -1.8], "episode_steps": 50}
     flags = {"task": task, "algorithm": "pql", "num_envs": 32, "num_policies": 1, "max_iterations": 12, "seed": 0}
-    settings = ["agent.critic.hidden=[64,64]", "agent.batch_size=256", "agent.target_bounds=[0.0,1.0]"]
+    settings = ["agent.critic.hidden=[64,64]", "agent.batch_size=256"]
     settings += ["agent.runner.num_steps_per_iteration=50", "env.goal=[0.8,-1.8]", "env.episode_steps=50"]
     train({**flags, "runs_root": str(tmp_path), "logger": "none"}, NETWORK + settings)
     cfg = EvaluationCfg(kind="task", episodes_per_head=64)
