@@ -11,6 +11,7 @@ import sys
 import time
 
 import torch
+from omegaconf import OmegaConf
 from tensordict import TensorDict
 
 from myriad_lab.algorithms.algorithm import Step
@@ -30,24 +31,12 @@ KINDS = {  # the first that is part of an operation's name; the rest is element 
 
 def make(arguments: list[str]) -> PQL:
     """Return a learner with a full replay memory."""
-    given = {"critic": {}, "cfg": {}}
-    for argument in arguments:
-        name, value = argument.split("=")
-        words = {"true": True, "false": False}
-        parsed = (
-            words[value]
-            if value in words
-            else float(value)
-            if "." in value
-            else int(value)
-            if value.lstrip("-").isdigit()
-            else value
-        )
-        given["critic" if name.startswith("critic.") else "cfg"][name.removeprefix("critic.")] = parsed
-    critic = QEnsembleCfg(hidden=[512, 256, 128], activation="elu", **given["critic"])
-    cfg = PQLCfg(batch_size=ROWS, warmup_steps=1, replay_capacity=64 * NUM_ENVS, critic=critic, **given["cfg"])
-    shape = PopulationActorCfg(trunk=[512, 256], adapter_dim=128, activation="elu", obs_normalization=True)
-    learner = PQL(PopulationActor(NUM_OBS, NUM_ACTIONS, 1, shape), cfg, NUM_ENVS, {"policy": NUM_OBS})
+    given = OmegaConf.to_container(OmegaConf.from_dotlist(arguments))
+    shape = {"hidden": [512, 256, 128], "activation": "elu", **given.pop("critic", {})}
+    sizes = {"batch_size": ROWS, "warmup_steps": 1, "replay_capacity": 64 * NUM_ENVS}
+    cfg = PQLCfg(**{**sizes, "critic": QEnsembleCfg(**shape), **given})
+    policy = PopulationActorCfg(trunk=[512, 256], adapter_dim=128, activation="elu", obs_normalization=True)
+    learner = PQL(PopulationActor(NUM_OBS, NUM_ACTIONS, 1, policy), cfg, NUM_ENVS, {"policy": NUM_OBS})
     for _ in range(60):
         obs, next_obs = (TensorDict({"policy": torch.randn(NUM_ENVS, NUM_OBS)}, [NUM_ENVS]) for _ in range(2))
         flags = torch.rand(2, NUM_ENVS) < 0.02

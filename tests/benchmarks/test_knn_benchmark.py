@@ -38,10 +38,10 @@ def test_quick_lines(monkeypatch, clock):
 
 
 def test_what_is_far_slower_is_timed_once(clock, monkeypatch):
-    times = {"near": iter([4.9, 1.0]), "far": iter([4.9, 4.5]), "very far": iter([30.0])}
-    monkeypatch.setattr(benchmark, "measure", lambda work, *rest, **more: Timing(next(times[work()]), 0.0))
+    times = {"near": 1.0, "far": 4.5}
+    monkeypatch.setattr(benchmark, "measure", lambda work, *rest, **more: Timing(times[work()], 0.0))
     timings = benchmark._compared({name: lambda name=name: name for name in times}, "cpu")
-    assert {name: timing.median_s for name, timing in timings.items()} == {"near": 2.0, "far": 4.5, "very far": 30.0}
+    assert {name: timing.median_s for name, timing in timings.items()} == {"near": 2.0, "far": 4.5}
     assert clock == ["near"]
 
 

@@ -166,7 +166,11 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("kmyriad", ["--run_name", "other"], ["--run_name other", "run_name=''"]),
         ("kmyriad", ["agent.actor.trunk=[16]"], ["agent.actor.trunk=[16]", "has [8] and keeps its networks"]),
         ("kmyriad", ["--device", "cuda:0"], ["--device cuda:0", "was trained on cpu", "--portfolio"]),
-        ("pql", ["agent.normalize_returns=true"], ["no statistics of returns", "agent.normalize_returns=false"]),
+        (
+            "pql",
+            ["agent.normalize_returns=true"],
+            ["agent.normalize_returns=True", "has False and critics"],
+        ),
         ("kmyriad", ["--logger", "wandb"], ["needs the package wandb"]),
         ("pql", ["agent.critic.hidden=[16]"], ["agent.critic.hidden=[16]", "has [8] and keeps its networks"]),
         ("pql", ["agent.critic.activation=tanh"], ["agent.critic.activation=tanh", "has relu and keeps its networks"]),

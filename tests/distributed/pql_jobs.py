@@ -5,23 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from rank_jobs import NUM_ENVS, M, StopOnLastRank, point_maze
 from tensordict import TensorDict
 
 from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.pql import PQL, PQLCfg
-from myriad_lab.envs.shard import Shard
 from myriad_lab.functional.collective import Collective
 from myriad_lab.monitor.logger import make_loggers
 from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
 from myriad_lab.networks.q_ensemble import QEnsembleCfg
 from myriad_lab.portfolio.run_folder import RunFolder
-from myriad_lab.runners.callbacks import Callback
 from myriad_lab.runners.parallel_q_runner import ParallelQRunner, ParallelQRunnerCfg
 from myriad_lab.storage.replay_batch import ReplayBatch
-from myriad_lab.tasks.registry import make_env
 
-M, NUM_ENVS, ROWS = 4, 8, 16
-TASK = "Myriad-PointMaze-Maze"
+ROWS = 16
 NETWORKS = {
     "actor": PopulationActorCfg(trunk=[16], adapter_dim=8, obs_normalization=True),
     "critic": QEnsembleCfg(hidden=[16, 16]),
@@ -36,7 +33,10 @@ def make(ranks: Collective, settings: dict[str, Any]) -> PQL:
     weights = torch.Generator().manual_seed(0)
     actor = PopulationActor(3, 2, M, NETWORKS["actor"], weights).select(range(M)[ranks.block(M)])
     cfg = PQLCfg(**NETWORKS, **settings)
-    return PQL(actor, cfg, NUM_ENVS // ranks.world_size, {"policy": 3}, seed=0, seeded=seeded, ranks=ranks)
+    algorithm = PQL(actor, cfg, NUM_ENVS // ranks.world_size, {"policy": 3}, seed=0, seeded=seeded, ranks=ranks)
+    with torch.no_grad():  # so that the policies are not those of the portfolio any more
+        algorithm.actor.heads.out_bias.add_(0.3 if seeded else 0.0)
+    return algorithm
 
 
 def walk(algorithm: PQL, steps: int = 6) -> None:
@@ -103,24 +103,13 @@ def draws(ranks: Collective) -> dict[str, Any]:
     return {"noise": noise, "envs": algorithm.sample().env_ids, "slots": algorithm.replay.capacity_steps}
 
 
-class StopOnLastRank(Callback):
-    """Asks one rank alone to stop after its second iteration, as a budget of seconds may."""
-
-    def on_iteration(self, runner: Any, metrics: dict[str, float]) -> None:
-        """Ask."""
-        if runner.iteration == 1 and runner.ranks.rank == runner.ranks.world_size - 1:
-            runner.request_stop()
-
-
 def train(ranks: Collective, asked: dict[str, Any]) -> dict[str, Any]:
     """Train in the point maze, and return the trunk, the counters and the weights a resume began with."""
     settings = {"warmup_steps": 4, "batch_size": ROWS, "normalize_returns": True} | asked
     folder, iterations = settings.pop("folder"), settings.pop("iterations")
     resume, stop = settings.pop("resume", None), settings.pop("stop", False)
-    shard = Shard(ranks.rank, ranks.world_size)
-    env = make_env(TASK, num_envs=NUM_ENVS // ranks.world_size, seed=0, overrides={"episode_steps": 10}, shard=shard)
     runner = ParallelQRunner(
-        env,
+        point_maze(ranks),
         PQLCfg(**NETWORKS, **settings),
         ParallelQRunnerCfg(num_steps_per_iteration=15, save_interval=1),
         RunFolder(folder),

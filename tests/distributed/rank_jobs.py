@@ -13,6 +13,7 @@ from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.kmyriad import KMyriad, KMyriadCfg
 from myriad_lab.algorithms.population_optimizer import WeightGuard
 from myriad_lab.cli.main import main
+from myriad_lab.envs.contract import VecEnv
 from myriad_lab.envs.shard import Shard
 from myriad_lab.functional.collective import Collective
 from myriad_lab.monitor.logger import make_loggers
@@ -137,6 +138,12 @@ def adapt(ranks: Collective, share: float) -> float:
     return float(algorithm.optimizer.learning_rate) / 1e-3
 
 
+def point_maze(ranks: Collective) -> VecEnv:
+    """Return this rank's part of the envs that are trained in."""
+    shard = Shard(ranks.rank, ranks.world_size)
+    return make_env(TASK, num_envs=NUM_ENVS // ranks.world_size, seed=0, overrides={"episode_steps": 10}, shard=shard)
+
+
 class StopOnLastRank(Callback):
     """Asks one rank alone to stop after its second iteration, as a budget of seconds may."""
 
@@ -150,8 +157,7 @@ def train(ranks: Collective, asked: dict[str, Any]) -> dict[str, Any]:
     settings = {"k": 3, "window": 2} | asked
     folder, iterations = settings.pop("folder"), settings.pop("iterations")
     resume, stop = settings.pop("resume", None), settings.pop("stop", False)
-    shard = Shard(ranks.rank, ranks.world_size)
-    env = make_env(TASK, num_envs=NUM_ENVS // ranks.world_size, seed=0, overrides={"episode_steps": 10}, shard=shard)
+    env = point_maze(ranks)
     network = PopulationActorCfg(trunk=[16], adapter_dim=8, obs_normalization=True)
     cfg = KMyriadCfg(actor=network, **settings)
     runner = PopulationRunner(

@@ -20,9 +20,8 @@ from myriad_lab.networks.population import (
     PopulationActorCfg,
     PopulationValue,
     check_population,
-    collect_state,
-    load_own_state,
 )
+from myriad_lab.networks.stacked import collect_state, load_own_state
 from myriad_lab.storage.rollout import RolloutStorage
 
 

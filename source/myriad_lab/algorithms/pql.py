@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,15 +13,7 @@ from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.captured import CapturedUpdate
 from myriad_lab.algorithms.pql_cfg import PQLCfg
 from myriad_lab.algorithms.pql_losses import POLICY_METRICS, VALUE_METRICS, PQLLosses
-from myriad_lab.algorithms.pql_parts import (
-    adamw,
-    check_squash,
-    clip_per_head,
-    compiled,
-    means,
-    noise_ladder,
-    saved_scale,
-)
+from myriad_lab.algorithms.pql_parts import adamw, check_squash, clip_per_head, compiled, means, noise_ladder
 from myriad_lab.algorithms.precision import has_native_bfloat16
 from myriad_lab.algorithms.repeated_noise import RepeatedNoise
 from myriad_lab.algorithms.return_scale import ReturnScale
@@ -295,7 +287,8 @@ class PQL:
         """Restore what this rank alone has, where there were as many ranks."""
         own = self.ranks.own_part(state)
         if self.return_scale is not None:
-            self.return_scale.load_state_dict(saved_scale(own or state), with_returns=own is not None)
+            saved = (own or state).get("return_scale")
+            self.return_scale.load_state_dict(saved, with_returns=own is not None)
         if own is None:
             self.reseed(self.generator.initial_seed() + self.counts.steps)
             return
@@ -343,15 +336,12 @@ class PQL:
 
     def _capture_anew(self) -> None:
         """Forget recorded graphs: they know the tensors of before."""
-        # rows that come from another device are no part of a graph of this one
+        # rows that come from another device are no part of a graph of this one, nor are messages between ranks
         graphs = self.device.type == "cuda" and self._draws is self.generator
-
-        def captured(update: Callable[[ReplayBatch], torch.Tensor], graphs: bool) -> CapturedUpdate:
-            return CapturedUpdate(lambda: update(self.sample()), self.generator, graphs)
-
-        self._captured_critics = captured(self.value_update, graphs)
-        # nor are messages between ranks
-        self._captured_policies = captured(self.policy_update, graphs and self.ranks.world_size == 1)
+        alone = self.ranks.world_size == 1
+        critics, policies = (lambda: self.value_update(self.sample())), (lambda: self.policy_update(self.sample()))
+        self._captured_critics = CapturedUpdate(critics, self.generator, graphs)
+        self._captured_policies = CapturedUpdate(policies, self.generator, graphs and alone)
 
     def _modules(self) -> dict[str, PopulationActor | QEnsemble]:
         modules: dict[str, PopulationActor | QEnsemble] = {"actor": self.actor, "critic": self.critic}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from myriad_lab.errors import CheckpointError, ConfigurationError
+from myriad_lab.errors import ConfigurationError
 
 
 def adamw(module: torch.nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -88,15 +87,6 @@ def noise_ladder(num_envs: int, low: float, high: float, prior_fraction: float) 
     # a head with a single env explores with it: the only rung is the highest
     ladder[~prior] = torch.linspace(low if driven > 1 else high, high, driven)
     return ladder, prior
-
-
-def saved_scale(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the statistics of the returns; raises ``CheckpointError`` if the run kept none."""
-    if "return_scale" not in state:
-        raise CheckpointError(
-            "the checkpoint has no statistics of returns: it was trained with agent.normalize_returns=false; keep it so"
-        )
-    return state["return_scale"]
 
 
 def means(names: tuple[str, ...], metrics: list[torch.Tensor]) -> dict[str, torch.Tensor]:

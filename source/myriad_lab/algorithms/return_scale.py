@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from myriad_lab.errors import CheckpointError
 from myriad_lab.functional.collective import ALONE, Collective
 
 
@@ -61,8 +62,17 @@ class ReturnScale:
         """Return the statistics and the returns under way."""
         return {name: tensor.clone() for name, tensor in self._tensors().items()}
 
-    def load_state_dict(self, state: Mapping[str, Any], with_returns: bool = True) -> None:
-        """Restore what ``state_dict`` returned, the returns under way only if they are to be gone on with."""
+    def load_state_dict(self, state: Mapping[str, Any] | None, with_returns: bool = True) -> None:
+        """Restore what ``state_dict`` returned, the returns under way only if they are to be gone on with.
+
+        Raises:
+            CheckpointError: If there is none (``None``).
+        """
+        if state is None:
+            raise CheckpointError(
+                "the checkpoint has no statistics of returns: it was trained with agent.normalize_returns=false; keep "
+                "it so"
+            )
         for name, tensor in self._tensors().items():
             if with_returns or name != "returns":
                 tensor.copy_(state[name])

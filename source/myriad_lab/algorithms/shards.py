@@ -10,7 +10,7 @@ from torch import nn
 
 from myriad_lab.algorithms.pql_parts import restore
 from myriad_lab.functional.collective import Collective
-from myriad_lab.networks.population import collect_state, load_own_state
+from myriad_lab.networks.stacked import collect_state, load_own_state
 
 
 def grad_norm(parameters: Sequence[nn.Parameter]) -> torch.Tensor:

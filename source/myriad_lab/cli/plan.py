@@ -11,9 +11,10 @@ from myriad_lab.algorithms.pql_parts import check_squash
 from myriad_lab.cli import algorithms
 from myriad_lab.cli.configuration import SECTIONS, compose, flatten, list_presets, load_preset, parse_overrides
 from myriad_lab.cli.env_plan import ISAACLAB, EnvPlan, plan_env
+from myriad_lab.cli.plan_resume import check_begun, check_kept
 from myriad_lab.cli.run_cfg import RunCfg, check_choices
 from myriad_lab.envs.isaaclab.cfg import CAMERAS
-from myriad_lab.errors import CheckpointError, ConfigurationError
+from myriad_lab.errors import ConfigurationError
 
 Layer = dict[str, dict[str, Any]]
 """Section (``run``, ``env``, ``agent``) -> dotted key -> value."""
@@ -57,16 +58,13 @@ def make_plan(flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> TrainP
         ConfigurationError: Whatever is wrong with the settings, with the value, what is expected and how to mend it.
         CheckpointError: If the checkpoint or the portfolio is missing, damaged or does not fit.
     """
-
     parsed = parse_overrides(overrides)
     root = flags.get("runs_root") or RunCfg.runs_root
     resume = _load(flags["checkpoint"], root, flags.get("task")) if flags.get("checkpoint") else None
     layers = [*make_layers(flags, parsed.groups, resume), _sections(parsed.values)]
     run = _compose_run(layers)
     if resume is not None:
-        _check_same(resume, run)
-        _check_place(resume, flags)
-        _check_device_kind(resume, run)
+        check_begun(resume, run, flags)
     env = _plan_env(run, layers)
     _check_device(run, flags)
     run.backend = env.backend
@@ -231,54 +229,7 @@ def _check(plan: TrainPlan) -> None:
     if plan.resume is None:
         check_writable(Path(run.runs_root) / run.experiment_name)
     else:
-        _check_kept(plan)
-
-
-def _check_same(resume: Any, run: RunCfg) -> None:
-    """Refuse to go on with another task, algorithm or number of policies, whose other settings would not fit either."""
-    manifest = resume.manifest
-    # successive halving leaves fewer heads in the bundle than the run began with
-    began = manifest.config.get("run", {}).get("num_policies", manifest.num_policies)
-    same = (
-        ("task", manifest.task),
-        ("backend", manifest.backend),
-        ("algorithm", manifest.algorithm),
-        ("num_policies", began),
-    )
-    for name, ours in same:
-        if getattr(run, name) not in (None, ours):
-            raise CheckpointError(
-                f"{resume.path} cannot be resumed with another {name}: {ours} in the bundle, {getattr(run, name)} "
-                f"asked for; leave --{name} out to go on with it, or start from it with --portfolio"
-            )
-
-
-def _check_place(resume: Any, flags: Mapping[str, Any]) -> None:
-    """Refuse another seed, and another place or name for a run that goes on in its own folder."""
-    settings = resume.manifest.config.get("run", {})
-    given = {"seed": (flags.get("seed"), settings.get("seed"))}
-    if resume.path.parent.name == "checkpoints":
-        given |= {name: (flags.get(name), settings.get(name)) for name in ("experiment_name", "run_name")}
-        root = flags.get("runs_root")
-        if root is not None and Path(root).resolve() not in resume.path.resolve().parents:
-            given["runs_root"] = (root, settings.get("runs_root"))
-    for name, (asked, kept) in given.items():
-        if asked is not None and kept is not None and asked != kept:
-            raise ConfigurationError(
-                f"--{name} {asked}: {resume.path} goes on where and as it began, with {name}={kept!r}; leave it out"
-            )
-
-
-def _check_device_kind(resume: Any, run: RunCfg) -> None:
-    """Refuse to go on on another kind of device, whose random numbers are others."""
-    began = resume.manifest.config.get("run", {}).get("device", run.device)
-    # the one run without generators of its own, over an env without a snapshot
-    free = run.algorithm == "ppo" and run.backend == ISAACLAB
-    if run.device.partition(":")[0] != began.partition(":")[0] and not free:
-        raise CheckpointError(
-            f"--device {run.device}: {resume.path} was trained on {began}, and its generators of random numbers cannot "
-            "go on on another kind of device; leave it out, or start from the bundle with --portfolio"
-        )
+        check_kept(plan)
 
 
 def _check_device(run: RunCfg, flags: Mapping[str, Any]) -> None:
@@ -332,22 +283,6 @@ def _check_noise(from_head: bool, asked: Mapping[str, Any]) -> None:
     key, start = ("init_std", "a head, which brings its noise") if from_head else ("min_log_std", "nothing")
     if key in asked:
         raise ConfigurationError(f"agent.{key}={asked[key]} has no effect where ppo starts from {start}; leave it out")
-
-
-def _check_kept(plan: TrainPlan) -> None:
-    """Refuse another map or goal than that of the resumed run, and other networks than those it keeps."""
-    config, ours = plan.resume.manifest.config, plan.config()
-    for section, starts, what in (
-        ("agent", ("actor.", "actor_hidden_dims", "critic.", "critic_hidden_dims", "activation"), "keeps its networks"),
-        ("env", ("arena", "goal"), "keeps its map and its goal; --portfolio starts another run from it"),
-        ("isaaclab", ("physics", "presets", "features", "action_bound"), "goes on with its simulator and features"),
-    ):
-        kept = flatten(config.get(section, {}))
-        for key, value in flatten(ours.get(section, {})).items():
-            if key.startswith(starts) and kept.get(key, value) != value:
-                raise ConfigurationError(
-                    f"{section}.{key}={value}: the run to go on with has {kept[key]} and {what}; leave it out"
-                )
 
 
 def given_flags(args: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from myriad_lab.networks.distributions import TanhGaussian
 from myriad_lab.networks.heads import StackedHeads
 from myriad_lab.networks.mlp import MLP
 from myriad_lab.networks.normalizer import RunningNormalizer
+from myriad_lab.networks.stacked import collect_state
 
 
 @dataclass
@@ -317,38 +318,6 @@ class PopulationValue(nn.Module):
     def stacked_names(self) -> list[str]:
         """Return the names of the parameters whose first axis is the policy; all others are shared."""
         return [f"heads.{name}" for name in self.heads.stacked_names()]
-
-
-class Stacked(Protocol):
-    """A network with rows for each head."""
-
-    def stacked_names(self) -> list[str]:
-        """Return the names of the parameters whose first axis is the head; all others are shared."""
-        ...
-
-    def state_dict(self) -> Mapping[str, torch.Tensor]:
-        """Return parameters and buffers."""
-        ...
-
-    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor]) -> Any:
-        """Restore them."""
-        ...
-
-
-def collect_state(network: Stacked, ranks: Collective) -> dict[str, torch.Tensor]:
-    """Return the state dict of a network with the heads of all ranks; see ``Collective.collect_rows``."""
-    stacked = network.stacked_names()
-    return {k: ranks.collect_rows(v) if k in stacked else v for k, v in network.state_dict().items()}
-
-
-def load_own_state(network: Stacked, state: Mapping[str, torch.Tensor], ranks: Collective) -> None:
-    """Load this rank's heads, and all that is shared, from a state dict with the heads of all ranks.
-
-    Raises:
-        RuntimeError: If it belongs to another network.
-    """
-    stacked = network.stacked_names()
-    network.load_state_dict({k: ranks.own_rows(v) if k in stacked else v for k, v in state.items()})
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:

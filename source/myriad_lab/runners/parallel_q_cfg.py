@@ -61,14 +61,13 @@ class ParallelQRunnerCfg:
 
     def check_ranks(self) -> None:
         """Raise ``ConfigurationError`` where a setting is not for several ranks."""
-        told = {
-            "mode=parallel": (self.mode != "interleaved", "each rank collects and learns in turns: mode=interleaved"),
-            "save_replay=true": (self.save_replay, "each rank has a replay memory of its own: save_replay=false"),
-            f"halving_iterations={self.halving_iterations}": (
-                bool(self.halving_iterations),
-                "heads stay on their rank: halving_iterations=[]",
-            ),
-        }
-        for setting, (given, instead) in told.items():
-            if given:
-                raise ConfigurationError(f"--distributed has no agent.runner.{setting}; {instead}")
+        only = (
+            ("mode", "interleaved", "each rank collects and learns in turns"),
+            ("save_replay", False, "each rank has a replay memory of its own"),
+            ("halving_iterations", [], "heads stay on their rank"),
+        )
+        for name, value, why in only:
+            if getattr(self, name) != value:
+                raise ConfigurationError(
+                    f"--distributed has no agent.runner.{name}={getattr(self, name)}: {why}; set it to {value}"
+                )

@@ -99,8 +99,9 @@ class ParallelQRunner(Runner):
             check_shards(ranks.world_size * env.num_envs, actor.num_policies, ranks.world_size)
             actor = actor.select(range(actor.num_policies)[ranks.block(actor.num_policies)])
         slots = guard_slots(cfg, self.runner_cfg.max_lead)
-        own = {"seeded": seeded, "guard_slots": slots, "ranks": ranks}
-        self.algorithm = PQL(actor, cfg, env.num_envs, sizes, device, seed, **own)
+        self.algorithm = PQL(
+            actor, cfg, env.num_envs, sizes, device, seed, seeded=seeded, guard_slots=slots, ranks=ranks
+        )
         self.episodes = EpisodeTracker(env.num_envs, actor.num_policies, self.device)
         self._has_success = False
         self._obs = env.get_observations().to(self.device)
@@ -286,13 +287,6 @@ class ParallelQRunner(Runner):
             for name, value in part.items():
                 found.setdefault(name, []).append(value)
         return {name: sum(values) / len(values) for name, values in found.items()}
-
-    def _begin_anew(self, ranks_before: int) -> None:
-        """Start new episodes, since the envs were dealt out otherwise."""
-        if self.writes:
-            told = ranks_before, self.ranks.world_size
-            logger.warning("The envs were dealt out to %d ranks, and are to %d now: they begin new episodes.", *told)
-        self.env.reset()
 
     def _halve(self) -> None:
         """Go on with the better half of the heads; nothing happens while no head is better than another."""

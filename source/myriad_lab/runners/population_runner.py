@@ -272,13 +272,7 @@ class PopulationRunner(Runner):
         if len(states) == self.ranks.world_size:
             self.env.load_state_dict(states[self.ranks.rank])
             return
-        if self.writes:
-            logger.warning(
-                "The envs of this bundle were dealt out to %d ranks, and are to %d now: they begin new episodes.",
-                len(states),
-                self.ranks.world_size,
-            )
-        self.env.reset()
+        self._begin_anew(len(states))
 
     def _checkpoint(self) -> None:
         super()._checkpoint()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -19,6 +20,8 @@ from myriad_lab.networks.population import PopulationActor
 from myriad_lab.portfolio.manifest import Manifest
 from myriad_lab.portfolio.run_folder import RunFolder
 from myriad_lab.runners.callbacks import Callback, CallbackList
+
+logger = logging.getLogger(__name__)
 
 
 class Runner(ABC):
@@ -118,6 +121,13 @@ class Runner(ABC):
         if head is None and actor.num_policies > 1:
             return actor.indexed(), path, actor.num_obs, True
         return actor.single(head or 0), path, actor.num_obs, False
+
+    def _begin_anew(self, ranks_before: int) -> None:
+        """Start new episodes, since the envs of the bundle were dealt out to another number of ranks."""
+        if self.writes:
+            told = ranks_before, self.ranks.world_size
+            logger.warning("The envs were dealt out to %d ranks, and are to %d now: they begin new episodes.", *told)
+        self.env.reset()
 
     def _asked_to_stop(self) -> bool:
         """Return whether some rank is asked to stop: all of them must leave the loop at the same iteration."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -68,8 +66,7 @@ def test_reset_touches_only_its_rows() -> None:
 
 def test_snapshot_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads add in any order unless torch is told to be deterministic, which the engine reads at its start."""
-    asked: Any = torch.are_deterministic_algorithms_enabled
-    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    simulator, other = make("cuda"), make("cuda")
-    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", asked)
+    with monkeypatch.context() as start:
+        start.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+        simulator, other = make("cuda"), make("cuda")
     check_snapshot(simulator, other)

@@ -22,8 +22,8 @@ MAX_PAIRS = {"cpu": 2**28, "cuda": 2**37}
 a part of the points are queries, for everybody alike."""
 TILE = 2**28
 """Distances that ``torch.cdist`` writes at once."""
-FAR, FAR_S = 4.0, 5.0
-"""Works that take so many times as long as the fastest are timed once, after a warm-up if they take fewer seconds."""
+FAR = 4.0
+"""Works that take so many times as long as the fastest are timed once."""
 OURS = "knn"
 """Name of our search among those it is compared with."""
 SELECTION = 4
@@ -201,11 +201,7 @@ def _faiss_on_gpu(queries: torch.Tensor, points: torch.Tensor, k: int) -> dict[s
 
 def _compared(works: Mapping[str, Work], device: str) -> dict[str, Timing]:
     """Time works in turns, but for those that are far slower than the fastest: of them one call is enough."""
-    once = {}
-    for name, work in works.items():
-        once[name] = measure(work, 1, warmup=0, device=device)
-        if once[name].median_s < FAR_S:
-            once[name] = measure(work, 1, warmup=0, device=device)
+    once = {name: measure(work, 1, warmup=1, device=device) for name, work in works.items()}
     near = FAR * min(timing.median_s for timing in once.values())
     return once | in_turns({name: work for name, work in works.items() if once[name].median_s <= near}, device)
 
