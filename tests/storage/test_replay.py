@@ -61,8 +61,10 @@ def fill(buffer: ReplayBuffer, schedule: dict, steps: int) -> Stream:
     return stream
 
 
-def make(capacity: int = 50, **kwargs) -> ReplayBuffer:
-    return ReplayBuffer(capacity, NUM_ENVS, NUM_POLICIES, {"policy": 3, "critic": 2}, 2, **kwargs)
+def make(capacity: int = 50, ends_before: int = 0, **kwargs) -> ReplayBuffer:
+    buffer = ReplayBuffer(capacity, NUM_ENVS, NUM_POLICIES, {"policy": 3, "critic": 2}, 2, **kwargs)
+    buffer._tickets_issued.fill_(ends_before)
+    return buffer
 
 
 def check_row(stream: Stream, batch: ReplayBatch, at: tuple[int, int], newest: int) -> tuple[int, int]:
@@ -100,9 +102,13 @@ SCHEDULE = {
 
 
 @pytest.mark.parametrize("own", [True, False])
-@pytest.mark.parametrize(("capacity", "oldest"), [(50, 0), (8, 12)], ids=["not full", "wrapped"])
-def test_every_row_is_predicted(own: bool, capacity: int, oldest: int) -> None:
-    buffer = make(capacity)
+@pytest.mark.parametrize(
+    ("capacity", "oldest", "ends_before"),
+    [(50, 0, 0), (8, 12, 0), (50, 0, 2**31 - 4)],
+    ids=["not full", "wrapped", "after two billion ends of episodes"],
+)
+def test_every_row_is_predicted(own: bool, capacity: int, oldest: int, ends_before: int) -> None:
+    buffer = make(capacity, ends_before)
     stream = fill(buffer, SCHEDULE, 20)
     generator = torch.Generator().manual_seed(0)
     batch = buffer.sample(600, generator, own_fraction=float(own), n_step=N_STEP, gamma=GAMMA)
@@ -198,9 +204,10 @@ def test_state_dict_continues_bit_exactly(steps: int) -> None:
 
 @pytest.mark.parametrize("rows", [2, 5, 9])
 @pytest.mark.parametrize("guard_slots", [0, 3])
-def test_a_side_table_of_another_size_keeps_what_is_still_there(rows: int, guard_slots: int) -> None:
+@pytest.mark.parametrize("ends_before", [0, 2**31 - 18 * NUM_ENVS])
+def test_a_side_table_of_another_size_keeps_what_is_still_there(rows: int, guard_slots: int, ends_before: int) -> None:
     schedule = {(step, env): "time_out" for step in range(30) for env in range(NUM_ENVS)}
-    first = make(final_capacity=5 * NUM_ENVS)
+    first = make(ends_before=ends_before, final_capacity=5 * NUM_ENVS)
     second = make(60, final_capacity=rows * NUM_ENVS, guard_slots=guard_slots)
     stream = fill(first, schedule, 20)
     second.load_state_dict(first.state_dict())

@@ -15,6 +15,7 @@ from myriad_lab.storage.replay_batch import ReplayBatch
 logger = logging.getLogger(__name__)
 
 _TERMINATED, _TIME_OUT, _VALID = 1, 2, 4
+_TICKETS = 2**31  # slots keep them in int32, so they begin again at 0 after so many ends of episodes
 
 
 class ReplayBuffer:
@@ -128,7 +129,7 @@ class ReplayBuffer:
             self._final_obs[group].index_copy_(0, rows, final_obs[group].to(memory))
         self._actions[here].copy_(actions)
         self._rewards[here].copy_(torch.where(valid, rewards, 0.0))
-        self._tickets[here].copy_(torch.where(ended, tickets, -1))
+        self._tickets[here].copy_(torch.where(ended, tickets % _TICKETS, -1))
         self._flags[here].copy_(terminated * _TERMINATED + time_outs * _TIME_OUT + valid * _VALID)
         self._epochs[here].fill_(len(self._collectors) - 1)
         self._tickets_issued += rank[-1]
@@ -224,7 +225,8 @@ class ReplayBuffer:
         tickets = torch.arange(oldest, issued, device=self.device)
         for group, memory in self._final_obs.items():
             memory[tickets % self.final_rows] = saved[group].to(memory)[tickets % saved_rows]
-        self._tickets[self._tickets < oldest] = -1  # a larger table would take them for alive
+        # a larger table would take the older ones for alive
+        self._tickets[(issued - self._tickets.long()) % _TICKETS > issued - oldest] = -1
 
     def _allocate(self) -> None:
         shape = (self.num_slots, self.num_envs)
@@ -290,9 +292,10 @@ class ReplayBuffer:
         last_flags = torch.where(steps > 0, _pick(self._flags.view(-1), last_row), 0)
         terminated, time_out = (last_flags & _TERMINATED) != 0, (last_flags & _TIME_OUT) != 0
         tickets = _pick(self._tickets.view(-1), last_row).to(torch.int64)
-        alive = (tickets >= 0) & (self._tickets_issued - tickets <= self.final_capacity)
+        ends_ago = (self._tickets_issued - tickets) % _TICKETS
+        alive = (tickets >= 0) & (ends_ago <= self.final_capacity)
         from_table = (terminated | time_out) & alive
-        table_rows = self.num_slots * self.num_envs + tickets % self.final_rows
+        table_rows = self.num_slots * self.num_envs + (self._tickets_issued - ends_ago) % self.final_rows
         next_rows = (start + steps) % self.num_slots * self.num_envs + env_ids
         next_rows = torch.where(from_table, table_rows, next_rows)
         widths = list(self.obs_sizes.values())
