@@ -52,7 +52,7 @@ def steps(num: int, device: str) -> list[Step]:
 
 def make(name: str, device: str, **settings: Any) -> Any:
     actor_cfg = PopulationActorCfg(trunk=[16], adapter_dim=8)
-    actor = PopulationActor(NUM_OBS, NUM_ACTIONS, M, actor_cfg).to(device)
+    actor = PopulationActor(NUM_OBS, NUM_ACTIONS, M, actor_cfg, torch.Generator().manual_seed(0)).to(device)
     if name == "pql":
         prior = {"prior_fraction": 0.5, "prior_bootstrap": True, "prior_weight": 0.1}
         settings = {"compile": False, "normalize_returns": True} | settings

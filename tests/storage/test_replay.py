@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from myriad_lab.errors import CheckpointError, ConfigurationError
 from myriad_lab.storage.replay import ReplayBuffer
@@ -185,6 +187,29 @@ def test_a_reader_beside_the_writer_sees_nothing_unwritten(monkeypatch: pytest.M
         buffer.write(**stream.advance())
     assert len(looks) >= 2 * 20
     assert all(looks)
+
+
+class EndsMeanwhile(TorchDispatchMode):
+    """Counts another end of an episode after every operation, as a writer in another process might."""
+
+    def __init__(self, buffer: ReplayBuffer) -> None:
+        super().__init__()
+        self.issued = buffer._tickets_issued
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.issued.add_(1)
+        return out
+
+
+def test_ends_of_episodes_during_a_sample_move_no_last_observation() -> None:
+    buffer = make(final_capacity=1000)
+    stream = fill(buffer, SCHEDULE, 20)
+    with EndsMeanwhile(buffer):
+        batch = buffer.sample(300, torch.Generator().manual_seed(0), n_step=N_STEP, gamma=GAMMA)
+    for policy in range(NUM_POLICIES):
+        for i in range(300):
+            check_row(stream, batch, (policy, i), newest=19)
 
 
 @pytest.mark.parametrize("steps", [5, 30], ids=["not full", "wrapped"])

@@ -276,6 +276,8 @@ class ReplayBuffer:
     def _gather(self, ages: torch.Tensor, env_ids: torch.Tensor, n_step: int, gamma: float) -> ReplayBatch:
         """Read the windows that start ``ages`` steps ago (1 is the newest) in ``env_ids``."""
         start = self._head - ages
+        # once, and after the head, which a writer beside us publishes later
+        issued = self._tickets_issued.clone()
         offsets = torch.arange(n_step, device=self.device)
         rows = (start.unsqueeze(-1) + offsets) % self.num_slots * self.num_envs + env_ids.unsqueeze(-1)
         flags = _pick(self._flags.view(-1), rows)
@@ -292,10 +294,10 @@ class ReplayBuffer:
         last_flags = torch.where(steps > 0, _pick(self._flags.view(-1), last_row), 0)
         terminated, time_out = (last_flags & _TERMINATED) != 0, (last_flags & _TIME_OUT) != 0
         tickets = _pick(self._tickets.view(-1), last_row).to(torch.int64)
-        ends_ago = (self._tickets_issued - tickets) % _TICKETS
+        ends_ago = (issued - tickets) % _TICKETS
         alive = (tickets >= 0) & (ends_ago <= self.final_capacity)
         from_table = (terminated | time_out) & alive
-        table_rows = self.num_slots * self.num_envs + (self._tickets_issued - ends_ago) % self.final_rows
+        table_rows = self.num_slots * self.num_envs + (issued - ends_ago) % self.final_rows
         next_rows = (start + steps) % self.num_slots * self.num_envs + env_ids
         next_rows = torch.where(from_table, table_rows, next_rows)
         widths = list(self.obs_sizes.values())

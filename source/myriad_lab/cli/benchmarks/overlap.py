@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from myriad_lab.algorithms.captured import WARM_UPS
 from myriad_lab.algorithms.pql import PQLCfg
 from myriad_lab.cli.benchmarks.floors import overlap_efficiency
 from myriad_lab.cli.benchmarks.line import BenchmarkLine, Case, Timing, Work, in_turns, summary
@@ -86,9 +87,9 @@ def time_overlap(setting: Setting, device: str, quick: bool) -> list[BenchmarkLi
         learning = []
         for _ in range(rounds):
             for name, runner in runners.items():
-                watches[name].skip_first()
+                watches[name].begin(runner, iterations)
                 with pinned(where[name]):
-                    runner.learn(1 + iterations)
+                    runner.learn(iterations + 10)  # the watch ends it sooner
             with pinned(cores.learners):
                 learning.append(_time_learners(runners["alone"], setting, device, quick))
     for runner in runners.values():
@@ -122,15 +123,17 @@ def pinned(cores: Sequence[int]) -> Iterator[None]:
 
 
 class _Watch(Callback):
-    """Notes the time of an env step in each iteration but the first, and puts learner processes on their cores."""
+    """Notes the time of an env step in each iteration that counts, and puts learner processes on their cores."""
 
     def __init__(self, cores: Cores) -> None:
         self.times: list[float] = []
-        self._cores, self._skip, self._placed = cores, True, False
+        self._cores, self._placed, self._warm, self._left = cores, False, False, 0
+        self._updates = 0, 0
 
-    def skip_first(self) -> None:
-        """Leave out the next iteration, in which processes start and caches warm up."""
-        self._skip, self._placed = True, False
+    def begin(self, runner: ParallelQRunner, iterations: int) -> None:
+        """Note so many iterations of the next ``learn`` and end it; those while anything warms up do not count."""
+        self._placed, self._warm, self._left = False, False, iterations
+        self._updates = runner.algorithm.counts.value_updates, runner.algorithm.counts.policy_updates
 
     def on_step(self, runner: ParallelQRunner, step: Any) -> None:
         """Move the learners, once they exist; each was born on the cores of the collector."""
@@ -141,10 +144,15 @@ class _Watch(Callback):
         self._placed = True
 
     def on_iteration(self, runner: ParallelQRunner, metrics: dict[str, float]) -> None:
-        """Note the mean time of a step."""
-        if not self._skip:
+        """Note the mean time of a step, from the second iteration on and once processes have compiled and captured."""
+        if self._warm:
             self.times.append(metrics["Perf/iteration_time"] / runner.runner_cfg.num_steps_per_iteration)
-        self._skip = False
+            self._left -= 1
+            if self._left == 0:
+                runner.request_stop()
+        learners = runner.learners
+        done = () if learners is None else zip(learners.updates(), self._updates, strict=True)
+        self._warm = all(now - before > WARM_UPS + 1 for now, before in done)
 
 
 def _runner(
