@@ -146,6 +146,8 @@ def settle_torch(deterministic: bool = False) -> None:
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
     torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may choose sums by the moment
 
 
 def _starting_actor(plan: TrainPlan, env: VecEnv) -> tuple[Any, dict[str, Any]]:

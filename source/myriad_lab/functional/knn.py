@@ -194,11 +194,14 @@ def _search_on_gpu(
     else:
         from myriad_lab.functional.knn_triton import fused_search as search
     # NaN would leave every query in doubt, and the kernels would look at everything for nothing.
-    clean = [torch.nan_to_num(features, nan=0.0, posinf=0.0, neginf=0.0) for features in (queries, references)]
+    clean = torch.nan_to_num(references, nan=0.0, posinf=0.0, neginf=0.0)
+    among_themselves = queries.data_ptr() == references.data_ptr() and queries.shape == references.shape
+    asking = clean if among_themselves else torch.nan_to_num(queries, nan=0.0, posinf=0.0, neginf=0.0)
     groups = [None if ids is None else ids[None] for ids in (query_groups, reference_groups)]
-    distances, indices = search(
-        clean[0], clean[1], k, own_row=own_row, query_groups=groups[0], reference_groups=groups[1]
-    )
+    with torch.cuda.device_of(queries):  # Triton launches on the current one
+        distances, indices = search(
+            asking, clean, k, own_row=own_row, query_groups=groups[0], reference_groups=groups[1]
+        )
     return distances + _poison(queries, references), indices
 
 

@@ -53,7 +53,7 @@ def box_search(
         return unpack(found)
     names = curve_keys(references, references).argsort(dim=1)
     # Neighbouring programs read the same boxes if their queries are neighbours.
-    order = names if own_row else curve_keys(queries, references).argsort(dim=1)
+    order = names if own_row or queries is references else curve_keys(queries, references).argsort(dim=1)
     points = references.gather(1, names.unsqueeze(-1).expand(-1, -1, dim)).mT.contiguous()
     levels = boxes(points)
     # Pointers that are not read, where there are no groups.

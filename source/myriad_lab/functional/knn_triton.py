@@ -1,12 +1,11 @@
 """Exact k-nearest-neighbour search on a GPU without a distance matrix, in three Triton kernels.
 
-1. ``_group_minima``: tiles of squared distances on the tensor cores. Of each :data:`GROUP` consecutive references only
-   the smallest entry leaves the chip, and ``torch.topk`` takes the groups with the smallest ones. Each of the ``k``
-   nearest references lies in a group whose minimum is among the ``k`` smallest.
+1. ``_group_minima``: tiles of squared distances on the tensor cores, each less what rounding may have added to it. Of
+   each :data:`GROUP` consecutive references only the smallest of these lower bounds leaves the chip, and ``torch.topk``
+   takes the groups with the smallest ones.
 2. ``_group_distances``: the distances to all members of these groups, by direct subtraction in float32.
-3. ``_search_again``: where the k-th distance does not lie below every group left out by more than the rounding error of
-   the first kernel, all references are searched by direct subtraction. The other queries do nothing there, so the host
-   never has to know which they are.
+3. ``_search_again``: where the k-th distance does not lie below the bounds of all groups left out, all references are
+   searched by direct subtraction. The other queries do nothing there, so the host never has to know which they are.
 """
 
 # Arguments of kernels are pointers, numbers, and in capitals constants of the compiler.
@@ -38,11 +37,11 @@ _PRODUCT_ERROR = {"ieee": 2.0**-24, "tf32x3": 2.0**-18}
 out the product of the second parts: at most 2^-20 each for that and for the two rests. Plain tf32, 2^-9, would leave
 the particles of robots that hardly move in doubt, and the third kernel with all the work."""
 _ROWS, _TILES = 64, 8
-"""Queries of a tile, and tiles of references for which a program keeps them."""
+"""Queries of a tile, and tiles of references for which a program keeps them, at least."""
+_MAX_PROGRAMS = 65_535
+"""The second and the third axis of a grid hold no more."""
 _BLOCK = 128
 """References read at once by the third kernel."""
-_MAX_CLOUDS = 65_535
-"""Clouds searched at once: the third axis of a grid holds no more."""
 
 
 def fused_search(
@@ -75,7 +74,7 @@ def fused_search(
     found = torch.empty(batch, num_queries, k, dtype=torch.int64, device=queries.device)
     held = max(math.ceil(clouds.size / GROUP), (k + SPARE) * GROUP)
     rows_at_once = max(_ROWS, MAX_HELD // held)
-    at_once = min(_MAX_CLOUDS, max(1, MAX_HELD // (held * max(1, num_queries))))
+    at_once = min(_MAX_PROGRAMS, max(1, MAX_HELD // (held * max(1, num_queries))))
     for cloud in range(0, batch, at_once):
         some, part = slice(cloud, cloud + at_once), clouds.part(slice(cloud, cloud + at_once))
         for start in range(0, num_queries, rows_at_once):
@@ -93,24 +92,24 @@ class _Clouds:
     points: torch.Tensor
     """As given, (b, m, d)."""
     centre: torch.Tensor
-    """Mean of each cloud, (b, 1, d)."""
+    """Of each cloud, (b, 1, d)."""
     centred: torch.Tensor
-    """Less the mean, (b, m, d)."""
+    """Less the centre, (b, m, d)."""
     norms: torch.Tensor
     """Squared norms of the centred points, (b, m)."""
-    largest: torch.Tensor
-    """Largest of them, (b, 1)."""
     groups: torch.Tensor | None
     """Group of each reference, (b, m)."""
 
     @classmethod
     def of(cls, points: torch.Tensor, groups: torch.Tensor | None) -> _Clouds:
         """Prepare the references."""
-        centre = points.mean(1, keepdim=True)
+        # of some points, by feature: any centre will do, and this one is not drawn to a few that are far away
+        some = points[:, :: max(1, points.shape[1] // 1024)].sort(1).values
+        centre = some[:, some.shape[1] // 2].unsqueeze(1)
         centred = (points - centre).contiguous()
         norms = centred.square().sum(2)
         groups = None if groups is None else groups.contiguous()
-        return cls(points.contiguous(), centre, centred, norms, norms.amax(1, keepdim=True), groups)
+        return cls(points.contiguous(), centre, centred, norms, groups)
 
     @property
     def size(self) -> int:
@@ -120,8 +119,7 @@ class _Clouds:
     def part(self, some: slice) -> _Clouds:
         """Return some of the clouds."""
         groups = None if self.groups is None else self.groups[some]
-        points, centre, centred = self.points[some], self.centre[some], self.centred[some]
-        return _Clouds(points, centre, centred, self.norms[some], self.largest[some], groups)
+        return _Clouds(self.points[some], self.centre[some], self.centred[some], self.norms[some], groups)
 
 
 def _search(
@@ -147,16 +145,22 @@ def _search(
     sizes = (own_row or 0, num_queries, clouds.size)
 
     left = queries - clouds.centre
-    squares = left.square().sum(2)
+    lengths = left.square().sum(2).sqrt()
+    # Sums of products, centring and the bound itself round; tensor cores may round each sum twice as far.
+    rounding = ((2 if precision == "tf32x3" else 1) * dim + 12) * 2.0**-24
+    errors = (rounding, 2.0 * (rounding + _PRODUCT_ERROR[precision]))
     minima = queries.new_empty(batch, num_queries, num_groups)
     # A small cloud is done by one program for each tile of queries, which loops no further than it has to.
     columns, stages = _columns_and_stages(shape["WIDTH"])
-    tiles = min(_TILES, triton.cdiv(clouds.size, columns))
+    tiles = max(_TILES, triton.cdiv(clouds.size, columns * _MAX_PROGRAMS))
+    tiles = min(tiles, triton.cdiv(clouds.size, columns))
     grid = (triton.cdiv(num_queries, _ROWS), triton.cdiv(clouds.size, columns * tiles), batch)
     tile: dict[str, Any] = {"ROWS": _ROWS, "COLUMNS": columns, "TILES": tiles, "PRECISION": precision}
     tile["num_stages"] = stages
     grouped: dict[str, Any] = {**shape, "GROUP": GROUP}
-    _group_minima[grid](left, clouds.centred, clouds.norms, *seen, minima, *sizes, num_groups, **grouped, **tile)
+    tensors: list[Any] = [left, lengths, clouds.centred, clouds.norms, *seen, minima]
+    numbers: list[Any] = [*errors, *sizes, num_groups]
+    _group_minima[grid](*tensors, *numbers, **grouped, **tile)
 
     nearest = minima.topk(kept, largest=False, sorted=False)
     members = queries.new_empty(batch, num_queries, kept, GROUP)
@@ -166,11 +170,11 @@ def _search(
     best = members.flatten(2).topk(k, largest=False, sorted=False)
     indices = nearest.indices.gather(2, best.indices // GROUP) * GROUP + best.indices % GROUP
 
-    magnitude = (squares * clouds.largest).sqrt()
-    rounding = (dim + 8) * 2.0**-24 * (clouds.largest + 2.0 * magnitude + squares)
-    reach = nearest.values.amax(2) + squares - rounding - 2.0 * _PRODUCT_ERROR[precision] * magnitude
-    kth = best.values.amax(2)
-    certain = (kth < reach) | (kth == 0.0) if kept < num_groups else torch.ones_like(kth, dtype=torch.bool)
+    bound, kth = nearest.values.amax(2), best.values.amax(2)
+    # Of two infinite ones the second tells that the groups left out have no member that the query may see.
+    certain = (kth < bound + (1.0 - rounding) * lengths.square()) | (kth == 0.0) | torch.isinf(kth) & torch.isinf(bound)
+    if kept == num_groups:
+        certain = torch.ones_like(certain)
     keys = pack(best.values, indices)
     slots = {"SLOTS": triton.next_power_of_2(k), "BLOCK": _BLOCK}
     flags = certain.to(torch.int32)
@@ -180,7 +184,8 @@ def _search(
 
 def _columns_and_stages(width: int) -> tuple[int, int]:
     """Return the references of a tile, and how many tiles are on their way at once: what fits on the chip."""
-    return (64, 2) if width > 64 else (128, 3)
+    # two programs at once on a multiprocessor, so that one loads while the other computes
+    return {128: (32, 2), 64: (64, 3)}.get(width, (128, 3))
 
 
 @triton.jit
@@ -206,14 +211,18 @@ def _allowed(rows, columns, query_groups, reference_groups, own_row, num_queries
 
 @triton.jit
 def _group_minima(
-    queries, references, norms, query_groups, reference_groups, out,
-    own_row, num_queries, num_references, num_groups,
+    queries, lengths, references, norms, query_groups, reference_groups, out,
+    own_error, cross_error, own_row, num_queries, num_references, num_groups,
     DIM: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, EXCLUSION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write ``min |r|^2 - 2 q.r`` over each group of references that the query may see."""
+    """Write ``min |r|^2 - 2 q.r``, less its error, over each group of references that the query may see.
+
+    The error is at most ``own_error |r|^2 + cross_error |q| |r|``, beside that of ``|q|^2``, which is not in there.
+    """
     cloud = tl.program_id(2).to(tl.int64)
     queries += cloud * num_queries * DIM
+    lengths += cloud * num_queries
     references += cloud * num_references * DIM
     norms += cloud * num_references
     out += cloud * num_queries * num_groups
@@ -223,13 +232,15 @@ def _group_minima(
     dims = tl.arange(0, WIDTH)
     row_at = queries + rows[:, None].to(tl.int64) * DIM + dims[None, :]
     left = tl.load(row_at, mask=(rows < num_queries)[:, None] & (dims < DIM)[None, :], other=0.0)
+    length = cross_error * tl.load(lengths + rows, mask=rows < num_queries, other=0.0)
     for tile in range(TILES):
         first = (tl.program_id(1) * TILES + tile) * COLUMNS
         columns = first + tl.arange(0, COLUMNS)
         column_at = references + columns[None, :].to(tl.int64) * DIM + dims[:, None]
         right = tl.load(column_at, mask=(columns < num_references)[None, :] & (dims < DIM)[:, None], other=0.0)
         norm = tl.load(norms + columns, mask=columns < num_references, other=0.0)
-        squared = norm[None, :] - 2.0 * tl.dot(left, right, input_precision=PRECISION)
+        bound = (norm * (1.0 - own_error))[None, :] - length[:, None] * tl.sqrt(norm)[None, :]
+        squared = bound - 2.0 * tl.dot(left, right, input_precision=PRECISION)
         seen = _allowed(
             rows[:, None], columns[None, :], query_groups, reference_groups, own_row, num_queries, num_references,
             EXCLUSION,

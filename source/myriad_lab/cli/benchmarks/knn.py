@@ -20,8 +20,8 @@ WALK = 32
 MAX_PAIRS = {"cpu": 2**28, "cuda": 2**37}
 """Most pairs of a size. Beyond it, up to three dimensions, the exhaustive library is left out; in more dimensions only
 a part of the points are queries, for everybody alike."""
-TILE = 2**28
-"""Distances that ``torch.cdist`` writes at once."""
+TILE = {"cpu": 2**28, "cuda": 2**31}
+"""Distances that ``torch.cdist`` writes at once; with every tile it copies all points."""
 FAR = 4.0
 """Works that take so many times as long as the fastest are timed once."""
 OURS = "knn"
@@ -151,7 +151,7 @@ def _peers(queries: torch.Tensor, points: torch.Tensor, k: int, device: str) -> 
     exhaustive = len(queries) * len(points) <= MAX_PAIRS[kind]
 
     def brute() -> None:
-        for rows in queries.split(max(1, min(1024, TILE // len(points)))):
+        for rows in queries.split(max(1, min(1024, TILE[kind] // len(points)))):
             torch.cdist(rows, points).topk(k, dim=1, largest=False)
 
     peers: dict[str, Callable[[], object]] = {}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from myriad_lab.envs.mujoco.compat import mujoco
 from myriad_lab.envs.mujoco_warp.capacity import Capacity, make_data, without_autoreset
 from myriad_lab.envs.mujoco_warp.compat import mjw, wp
 from myriad_lab.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
 
 _STATE = ("qpos", "qvel", "ctrl", "qacc_warmstart", "time")
 """Everything that the next step depends on in our scenes, which have neither mocap bodies nor activations."""
@@ -49,6 +53,8 @@ class WarpPhysics:
             self._model.opt.warn_overflow = 0  # the kernels would print, from every env and at every step
             if device.type == "cuda":  # one thread of a CPU adds in one order anyway
                 self._model.opt.deterministic = torch.are_deterministic_algorithms_enabled()
+                if self._model.opt.deterministic:
+                    log.warning("MuJoCo-Warp finds contacts in any order: runs with contacts differ in the last bits.")
             self._data = make_data(model, num_envs, capacity)
         wp.synchronize_device(self._place)  # Warp has filled the arrays on a stream of its own
         self.qpos, self.qvel, self.ctrl, self.sensordata, self.overflow = (
@@ -63,7 +69,8 @@ class WarpPhysics:
         if self._graph is None:
             self._run()
         else:
-            wp.capture_launch(self._graph, stream=wp.stream_from_torch(self._torch_device))
+            with torch.cuda.device(self._torch_device):  # a stream without a number is that of the current device
+                wp.capture_launch(self._graph, stream=wp.stream_from_torch(self._torch_device))
 
     def put(self, env_ids: torch.Tensor, qpos: torch.Tensor, qvel: torch.Tensor) -> None:
         """Start worlds (long ids) afresh from the given positions and velocities; nothing is computed."""

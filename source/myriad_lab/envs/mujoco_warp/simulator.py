@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 class MujocoWarpSimulator(MujocoRobots):
     """See ``Simulator``. Neither ``step`` nor ``reset`` waits for the device.
 
-    Physics is float32. On the CPU it is repeatable bit by bit; on a GPU, where threads add in any order, only after
-    ``torch.use_deterministic_algorithms(True)``, which makes it slower.
+    Physics is float32. On the CPU it is repeatable bit by bit. On a GPU threads add in any order, but after
+    ``torch.use_deterministic_algorithms(True)``, which makes it slower; and they find contacts in any order, in which
+    the engine's solver sums (MuJoCo-Warp 4.0), so that robots which touch anything differ in the last bits even so.
     """
 
     def __init__(
