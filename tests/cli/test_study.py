@@ -4,6 +4,7 @@ import json
 import os
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from myriad_lab.cli import study_cells as cells
 from myriad_lab.cli.main import main, parser_of
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.evaluation.study import Cell, StudyCfg, load_study, make_cells, read_result, train_arguments
-from myriad_lab.evaluation.study_plots import curve_band
+from myriad_lab.evaluation.study_plots import curve_band, line_style
 from myriad_lab.evaluation.study_summary import first_crossing, summarise, to_markdown
 from myriad_lab.portfolio.bundle import save_bundle
 from portfolio.helpers import make_actor, make_manifest
@@ -391,6 +392,18 @@ def test_aggregation_golden(tmp_path: Path) -> None:
     assert "- `b-near-seed2`: last words" in page
     assert "![curve.png](curve.png)" in page
     assert "3 seeds: of so few the interval is the range" in page
+
+
+def test_one_seed_has_no_interval(tmp_path: Path) -> None:
+    study = replace(load_study(write(tmp_path)), seeds=[0])
+    summary = summarise(study, [result(Cell("a", "near", 0), 3.0, [])])
+    page = to_markdown(study, summary, {}, [])
+    assert "| method A | 1 | 3 |" in page
+    assert "One seed, so that there are no intervals. Final evaluation" in page
+
+
+def test_lines_of_many_variants_differ() -> None:
+    assert len({line_style(number) for number in range(32)}) == 32
 
 
 def test_crossing_counts_pretraining(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from myriad_lab.functional.statistics import bootstrap_interval
 AXES = {"env_steps": "env steps", "wall_time": "wall-clock [s]"}
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999933")
 """Colours that people with colour blindness can tell apart (Okabe and Ito), in the order of the variants."""
+_DASHES = ("solid", "dashed", "dotted", "dashdot")
+_MAX_INSIDE = 6
+"""Entries of a legend inside the last panel; a longer one stands below."""
 
 
 def curve_band(
@@ -83,7 +87,8 @@ def _figure(
         return False
     figure = Figure(figsize=(1.0 + 5.0 * len(cases), 4.0), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(cases), squeeze=False, sharey=True)[0]
+    tasks = {study.cases[case].flags.get("task") for case in cases}  # returns of different ones are no neighbours
+    panels = figure.subplots(1, len(cases), squeeze=False, sharey=len(tasks) == 1)[0]
     drawn = False
     for panel, case in zip(panels, cases, strict=True):
         for number, (name, variant) in enumerate(study.variants.items()):
@@ -93,11 +98,12 @@ def _figure(
             if band is None:
                 continue
             grid, mean, low, high = band
-            colour = COLOURS[number % len(COLOURS)]
+            colour, dashes = line_style(number)
             panel.plot(
                 grid,
                 mean,
                 color=colour,
+                linestyle=dashes,
                 label=f"{variant.label or name} ({len(cells)})",
                 linewidth=1.6,
                 marker="o",
@@ -114,9 +120,20 @@ def _figure(
         handles = {
             text: line for panel in panels for line, text in zip(*panel.get_legend_handles_labels(), strict=True)
         }
-        panels[-1].legend(handles.values(), handles.keys(), fontsize=8, title="variant (seeds)", title_fontsize=8)
+        look = {"fontsize": 8, "title": "variant (seeds)", "title_fontsize": 8, "handlelength": 3.5}
+        if len(handles) <= _MAX_INSIDE:
+            panels[-1].legend(handles.values(), handles.keys(), **look)
+        else:
+            columns = len(cases)
+            figure.set_figheight(4.5 + 0.18 * math.ceil(len(handles) / columns))
+            figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, **look)
         figure.savefig(path, dpi=130)
     return drawn
+
+
+def line_style(number: int) -> tuple[str, str]:
+    """Return colour and dashes of the variant of this number; 32 of them differ."""
+    return COLOURS[number % len(COLOURS)], _DASHES[number // len(COLOURS) % len(_DASHES)]
 
 
 def _slug(key: str) -> str:

@@ -82,7 +82,7 @@ def to_markdown(
     lines += [f"- {name}: {text}" for name, text in context.items()]
     lines += [
         "",
-        f"Means over seeds with bootstrap 95 % intervals, {_seeds_text(study)}. {_evaluation_text(study)}",
+        f"{_seeds_text(study)} {_evaluation_text(study)}",
         "",
     ]
     for case in study.cases:
@@ -193,9 +193,8 @@ def _crossing_table(study: StudyCfg, rows: Sequence[Mapping[str, Any]]) -> list[
 def _show(interval: Mapping[str, Any] | None, signed: bool = False) -> str:
     if interval is None:
         return "-"
-    return (
-        f"{_number(interval['mean'], signed)} [{_number(interval['low'], signed)}, {_number(interval['high'], signed)}]"
-    )
+    mean, low, high = (_number(interval[name], signed) for name in ("mean", "low", "high"))
+    return mean if len(interval["values"]) == 1 else f"{mean} [{low}, {high}]"
 
 
 def _number(value: float, signed: bool) -> str:
@@ -216,8 +215,10 @@ def _last_line(text: str) -> str:
 
 def _seeds_text(study: StudyCfg) -> str:
     """Say how many seeds, and what a bootstrap of few is: of 3, one resample in 27 holds the lowest value alone."""
+    if len(study.seeds) == 1:
+        return "One seed, so that there are no intervals."
     few = ": of so few the interval is the range from the lowest to the highest" if len(study.seeds) <= 3 else ""
-    return f"{len(study.seeds)} seeds{few}"
+    return f"Means over seeds with bootstrap 95 % intervals, {len(study.seeds)} seeds{few}."
 
 
 def _evaluation_text(study: StudyCfg) -> str:
