@@ -9,6 +9,7 @@ from myriad_lab.cli import train as train_module
 from myriad_lab.cli.algorithms import Setting, make_runner
 from myriad_lab.cli.memory import memory_lines, memory_of
 from myriad_lab.cli.plan import make_plan
+from myriad_lab.distributed.process_group import Place
 
 SMALL = {"task": "Myriad-PointMaze-Maze", "num_envs": 8, "num_policies": 2}
 TINY = ["env.episode_steps=12", "agent.actor.trunk=[8]", "agent.actor.adapter_dim=8"]
@@ -24,7 +25,7 @@ TINY = ["env.episode_steps=12", "agent.actor.trunk=[8]", "agent.actor.adapter_di
 )
 def test_the_learner_holds_what_was_told(algorithm, overrides, what):
     plan = make_plan({**SMALL, "algorithm": algorithm}, [*TINY, *overrides])
-    (part,) = memory_of(plan)
+    part = memory_of(plan)[0]
     assert part.what == what
     env = plan.env.make(8, device="cpu", seed=0)
     learner = make_runner(algorithm, Setting(env, plan.agent_cfg, "cpu", 0, 2, None, [], {})).algorithm
@@ -33,6 +34,26 @@ def test_the_learner_holds_what_was_told(algorithm, overrides, what):
         assert part.size == learner.replay.num_bytes
     else:
         assert part.size == sum(field.nbytes for field in learner.storage._fields.values())
+
+
+def test_the_update_of_a_population_is_told_beside_its_rollout():
+    rollout, update = memory_of(make_plan({**SMALL, "algorithm": "kmyriad"}, [*TINY, "agent.k=2"]))
+    assert (rollout.what, update.what) == ("rollout", "update")
+    assert "minibatches of 12 rows" in update.detail  # 12 steps of 8 envs in 8 minibatches
+    paper = ["agent=kmyriad_paper", "agent.k=2"]
+    assert len(memory_of(make_plan({**SMALL, "algorithm": "kmyriad"}, [*TINY, *paper]))) == 1
+
+
+@pytest.mark.parametrize("algorithm", ["kmyriad", "pql"])
+def test_a_rank_has_its_share(algorithm, monkeypatch):
+    agent = ["agent.k=2"] if algorithm == "kmyriad" else ["agent.replay_capacity=4000"]
+    plan = make_plan({**SMALL, "algorithm": algorithm}, [*TINY, *agent])
+    alone, share = (sum(part.size for part in memory_of(plan, world_size)) for world_size in (1, 2))
+    assert share == pytest.approx(0.5 * alone, rel=0.05)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**31)
+    told = memory_lines(plan, Place(0, 2, 0, 2))
+    assert told[0].endswith("before networks, each of 2 ranks:")
+    assert told[-1].endswith("of 1.00 GiB that are free")
 
 
 def test_the_simulator_of_a_gpu_is_told_for_all_envs():

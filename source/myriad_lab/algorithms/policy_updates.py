@@ -150,9 +150,10 @@ class ClippedUpdate:
     ) -> dict[str, torch.Tensor]:
         """Update the population; arguments and result as for ``OneStepUpdate``."""
         cfg, valid, ranks = self.cfg, storage["valid"], self.ranks
-        obs = torch.cat((storage["obs"], _elapsed(storage)), dim=-1)
-        with torch.no_grad():
-            values = self._values(storage.by_policy(obs))
+        obs = storage.by_policy(torch.cat((storage["obs"], _elapsed(storage)), dim=-1))
+        length = max(cfg.rows_per_backward // len(obs), 1)
+        with torch.no_grad():  # in parts: all rows of tens of thousands of envs at once would fill a GPU
+            values = torch.cat([self._values(part) for part in obs.split(length, dim=1)], dim=1)
             values = values.unflatten(1, (storage.num_steps, -1)).transpose(0, 1).flatten(1)
         advantages, returns = self._advantages(rewards, values, valid)
         error, spread = masked_std(returns - values, valid, ranks), masked_std(returns, valid, ranks)
@@ -160,14 +161,13 @@ class ClippedUpdate:
         if cfg.standardize:
             advantages = standardize(advantages, valid, ranks=ranks)
         fields = {
-            "obs": obs,
             "pre_squash": storage["pre_squash"],
             "log_prob": storage["log_prob"],
             "valid": valid,
             "advantages": advantages,
             "returns": returns,
         }
-        batch = {name: storage.by_policy(tensor) for name, tensor in fields.items()}
+        batch = {"obs": obs} | {name: storage.by_policy(tensor) for name, tensor in fields.items()}
         chosen = [part for _ in range(cfg.num_epochs) for part in self._minibatches(batch["valid"])]
         counts = ranks.sum(torch.stack([batch["valid"][:, part].sum() for part in chosen])).clamp_min(1)
         steps = [

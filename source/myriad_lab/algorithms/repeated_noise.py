@@ -23,9 +23,10 @@ class RepeatedNoise:
     def __init__(self, num_envs: int, num_actions: int, longest: int, device: torch.device | str = "cpu") -> None:
         self._noise = torch.zeros(num_envs, num_actions, device=device)
         self._left = torch.zeros(num_envs, dtype=torch.int64, device=device)
-        shares = torch.arange(1, longest + 1, dtype=torch.float64, device=device).pow(-2)
+        # on the CPU: a GPU adds these up in any order, which torch refuses where runs are to be repeatable
+        shares = torch.arange(1, longest + 1, dtype=torch.float64).pow(-2)
         # the last bound is left out: rounding must not let a draw lie beyond it
-        self._bounds = (shares.cumsum(0) / shares.sum())[:-1].float()
+        self._bounds = (shares.cumsum(0) / shares.sum())[:-1].float().to(device)
 
     def draw(self, generator: torch.Generator) -> torch.Tensor:
         """Return the noise of the next step, shape (num_envs, num_actions)."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from myriad_lab.cli.arguments import positive_float, refuse_overrides
+from myriad_lab.cli.compiler import check_compiler
 from myriad_lab.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     if args.name == TABLE:
         return _table(args)
     found = check_device(args.device)
+    if found.type == "cuda":
+        check_compiler()
     device = "cpu" if found.type == "cpu" else f"cuda:{found.index or 0}"
     if args.name == END2END:
         from myriad_lab.cli.benchmarks import end2end

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from myriad_lab.cli.arguments import refuse_overrides
+from myriad_lab.cli.compiler import check_compiler
 from myriad_lab.envs.cores import usable_cores
 from myriad_lab.errors import ConfigurationError
 
@@ -80,7 +81,12 @@ def check_gpu() -> list[Finding]:
     import torch
 
     if torch.cuda.is_available():
-        return [Finding("gpu", "ok", torch.cuda.get_device_name())]
+        found = Finding("gpu", "ok", torch.cuda.get_device_name())
+        try:
+            check_compiler()
+        except ConfigurationError as error:
+            return [found, Finding("C compiler", "broken", str(error))]
+        return [found]
     return [Finding("gpu", "missing", f"torch {torch.__version__} sees none; everything runs on the CPU")]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from myriad_lab.algorithms.pql_parts import check_squash
 from myriad_lab.cli import algorithms
+from myriad_lab.cli.compiler import check_compiler
 from myriad_lab.cli.configuration import SECTIONS, compose, flatten, list_presets, load_preset, parse_overrides
 from myriad_lab.cli.env_plan import ISAACLAB, EnvPlan, plan_env
 from myriad_lab.cli.plan_resume import check_begun, check_kept
@@ -233,11 +234,12 @@ def _check(plan: TrainPlan) -> None:
 
 
 def _check_device(run: RunCfg, flags: Mapping[str, Any]) -> None:
-    """Refuse a device that is not there; says who asked for it where the user did not."""
+    """Refuse a device that is not there or lacks what our kernels need; says who asked for it, if not the user."""
     from myriad_lab.tasks.registry import check_device
 
     try:
-        check_device(run.device)
+        if check_device(run.device).type == "cuda" and run.algorithm != "ppo":
+            check_compiler()
     except ConfigurationError as error:
         if flags.get("device"):
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ def place_of(flags: Mapping[str, Any]) -> Place:
     place = find_place()
     if place.rank:
         logging.getLogger().setLevel(logging.ERROR)
+        # a rank's robots are its own: nobody else tells what becomes of them
+        logging.getLogger("myriad_lab.envs").setLevel(logging.WARNING)
     return place
 
 
@@ -52,7 +55,12 @@ def open_ranks(place: Place, run: RunCfg) -> AbstractContextManager[Collective]:
 
 
 def physics_threads(place: Place) -> int | None:
-    """Return how many cores physics may take here: this process's share of those of the machine, ``None`` for all."""
+    """Return how many cores physics may take here, ``None`` for all: a share of those of the launcher.
+
+    Where the launcher has bound each process to cores of its own, all of these.
+    """
     from myriad_lab.envs.cores import usable_cores
 
-    return None if place.local_world_size == 1 else max(1, len(usable_cores()) // place.local_world_size)
+    if place.local_world_size == 1:
+        return None
+    return min(len(usable_cores()), max(1, len(usable_cores(os.getppid())) // place.local_world_size))

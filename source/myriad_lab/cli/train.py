@@ -105,7 +105,7 @@ def train(
     if plan.resume is not None and _is_done(plan, plan.resume.manifest):
         return _result_of_done(plan, is_main=place.rank == 0)
     if place.rank == 0:
-        for line in memory_lines(plan):
+        for line in memory_lines(plan, place):
             print(line, flush=True)
     settle_torch(plan.run.deterministic)
     with open_ranks(place, plan.run) as ranks:

@@ -66,7 +66,7 @@ class TrainingFilms(_Films):
         """Write a film if it is time for one."""
         if (done := self._due(runner)) is not None:
             # Copying the actor draws initial weights, which are overwritten, from the global generator.
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(devices=[]):
                 self._write(runner, done)
 
     def _write(self, runner: Any, done: int) -> None:

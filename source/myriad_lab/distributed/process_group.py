@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -116,7 +117,8 @@ def settle_device(device: str, place: Place) -> None:
 class ProcessGroup(Collective):
     """The ranks of one run; see ``Collective``. Use it as a context manager, or close it.
 
-    A rank that dies is noticed by the others at their next message, and by ``torchrun``, which ends them all.
+    A rank that dies is noticed by ``torchrun``, which ends them all. Over gloo the others notice it at their next
+    message; over NCCL they wait in it, until ``torchrun`` kills them.
     """
 
     def __init__(self, place: Place) -> None:
@@ -125,7 +127,9 @@ class ProcessGroup(Collective):
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
         # init_process_group tells about itself through the root logger of torch on every rank.
         logging.getLogger("torch.distributed").setLevel(logging.WARNING)
-        dist.init_process_group(backend, rank=place.rank, world_size=place.world_size)
+        # the others wait while rank 0 saves
+        wait = timedelta(minutes=30)
+        dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=wait)
 
     def __enter__(self) -> ProcessGroup:
         """Return itself."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from myriad_lab.envs.constants import constant
 from myriad_lab.errors import ConfigurationError
 
 _TOUCH = 1e-9
@@ -117,7 +118,7 @@ class Arena:
         """Return the ground height [m] under the positions ``xy`` (..., 2), bilinear between nodes, shape (...,)."""
         if self.height_field is None:
             return torch.zeros_like(xy[..., 0])
-        heights = self.height_field.tensor(xy.device).to(xy.dtype)
+        heights = constant(self.height_field.heights, xy.device).to(xy.dtype)
         rows, columns = heights.shape
         x_min, x_max, y_min, y_max = self.extent
         u = ((xy[..., 0] - x_min) / (x_max - x_min)).clamp(0, 1) * (columns - 1)
@@ -138,8 +139,8 @@ class Arena:
     def cell_of(self, xy: torch.Tensor, cells: int = 50) -> torch.Tensor:
         """Return the cell ``ix, iy`` of each position [m], long (..., 2); outside positions go to the border cells."""
         x_min, x_max, y_min, y_max = self.extent
-        low = torch.tensor([x_min, y_min], dtype=xy.dtype, device=xy.device)
-        span = torch.tensor([x_max - x_min, y_max - y_min], dtype=xy.dtype, device=xy.device)
+        low = constant((x_min, y_min), xy.device, xy.dtype)
+        span = constant((x_max - x_min, y_max - y_min), xy.device, xy.dtype)
         return ((xy - low) / span * cells).floor().clamp(0, cells - 1).long()
 
     def occupancy(self, cells: int = 50, radius: float | None = None) -> torch.Tensor:

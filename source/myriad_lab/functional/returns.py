@@ -11,7 +11,11 @@ import torch
 
 def reward_to_go(rewards: torch.Tensor) -> torch.Tensor:
     """Return the undiscounted sum of the rewards from each step to the last one, shape as ``rewards`` (time, ...)."""
-    return rewards.flip(0).cumsum(0).flip(0)
+    # step by step: torch refuses a cumulative sum on a GPU where runs are to be repeatable
+    sums = rewards.clone()
+    for step in range(len(rewards) - 2, -1, -1):
+        sums[step] += sums[step + 1]
+    return sums
 
 
 def gae(

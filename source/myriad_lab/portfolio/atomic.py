@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -150,11 +151,12 @@ def check_writable(folder: Path, min_free_bytes: int = 256 * 2**20) -> None:
     Raises:
         ConfigurationError: If the folder cannot be made or written, or if the disk has less than ``min_free_bytes``.
     """
-    probe = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-probe"
+    # ranks on several machines, which may have the same number, look at one shared folder
+    probe = folder / f"{TEMPORARY_PREFIX}{socket.gethostname()}-{os.getpid()}-probe"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"probe")
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigurationError(
             f"cannot write to {folder}: {error.strerror or error}; choose another folder or mend its permissions"

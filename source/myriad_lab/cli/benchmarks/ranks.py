@@ -16,12 +16,15 @@ from myriad_lab.functional.collective import ALONE, Collective
 
 NUM_OBS, NUM_ACTIONS, NUM_FEATURES = 48, 8, 2
 
+MAX_RANKS = 32
+"""As many as there are policies in the populations that are timed."""
+
 Times = dict[tuple[str, str], tuple[float, float]]
 """(what, size) -> median and 95th percentile [s]."""
 
 
 def cases(device: str, quick: bool) -> list[Case]:
-    """Return a case for each number of ranks: 2 on a CPU, all from 2 to the number of GPUs else.
+    """Return a case for each number of ranks: 2 on a CPU, else the powers of 2 up to the number of GPUs.
 
     Ranks that share cores get less than a core each: run it where there is one for each.
 
@@ -29,7 +32,9 @@ def cases(device: str, quick: bool) -> list[Case]:
         device: Kind of device; on GPUs each rank has its own.
         quick: Small sizes, few repetitions.
     """
-    worlds = (2,) if torch.device(device).type == "cpu" else range(2, torch.cuda.device_count() + 1)
+    worlds = [2] if torch.device(device).type == "cpu" else []
+    if not worlds:
+        worlds = [2**n for n in range(1, torch.cuda.device_count().bit_length()) if 2**n <= MAX_RANKS]
     return [Case(f"{world_size} ranks", partial(time_ranks, world_size, device, quick)) for world_size in worlds]
 
 
@@ -69,6 +74,10 @@ def _in_processes(world_size: int, device: str, quick: bool) -> tuple[Times, Tim
     for process in processes:
         process.start()
     theirs.close()
+    while not ours.poll(1.0):
+        for rank, process in enumerate(processes):
+            if process.exitcode not in (None, 0):
+                raise RuntimeError(f"rank {rank} of {world_size} ended with status {process.exitcode}; see above")
     found = ours.recv()
     for process in processes:
         process.join()
@@ -155,7 +164,7 @@ def _make_runner(ranks: Collective, device: str, quick: bool, epochs: int) -> An
     from myriad_lab.runners.population_runner import PopulationRunner, PopulationRunnerCfg
     from myriad_lab.tasks.registry import make_env
 
-    num_envs, num_policies = (64, 4) if quick else (1024, 32)
+    num_envs, num_policies = (64, MAX_RANKS) if quick else (1024, MAX_RANKS)
     env = make_env(
         "Myriad-PointMaze-Maze",
         num_envs=num_envs // ranks.world_size,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from myriad_lab.envs.arena import Arena
+from myriad_lab.envs.constants import constant
 from myriad_lab.envs.contract import TermSpec
 from myriad_lab.envs.mujoco_warp.cfg import CapacityCfg
 from myriad_lab.envs.robot import RobotCfg
@@ -65,7 +66,7 @@ class LocomotionTask:
     def reset_distribution(self, num: int, generator: torch.Generator) -> InitialState:
         """Draw upright robots at the origin, at rest but for the noise of the configuration."""
         device, cfg = generator.device, self.cfg
-        joints = torch.tensor(self.robot.default_joint_pos, device=device)
+        joints = constant(tuple(self.robot.default_joint_pos), device)
         num_joints = len(joints)
         uniform = 2.0 * torch.rand(num, 2 * num_joints + 1, generator=generator, device=device) - 1.0
         still = torch.zeros(num, 3, device=device)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from myriad_lab.envs.arena import Arena
+from myriad_lab.envs.constants import constant
 from myriad_lab.envs.contract import TermSpec
 from myriad_lab.envs.robot import RobotCfg
 from myriad_lab.envs.robot_state import InitialState, RobotState
@@ -128,13 +129,13 @@ class MazeTask:
     def reset_distribution(self, num: int, generator: torch.Generator) -> InitialState:
         """Draw upright robots at rest around the one start point, on the ground, in their default pose."""
         device = generator.device
-        start = torch.tensor(self.arena.start, device=device)
+        start = constant(tuple(self.arena.start), device)
         noise = 2 * torch.rand(num, 2, generator=generator, device=device) - 1
         xy = start + self.cfg.start_noise * noise
         height = self.arena.height_at(xy) + self.robot.start_height
         quat = torch.zeros(num, 4, device=device)
         quat[:, 0] = 1.0
-        joints = torch.tensor(self.robot.default_joint_pos, device=device)
+        joints = constant(tuple(self.robot.default_joint_pos), device)
         joint_noise = 2 * torch.rand(num, len(joints), generator=generator, device=device) - 1
         return InitialState(
             root_pos_w=torch.cat((xy, height.unsqueeze(1)), dim=1),
