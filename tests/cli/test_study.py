@@ -352,6 +352,14 @@ def test_a_signal_is_named(tmp_path: Path) -> None:
         cells._call(["dying"], tmp_path, sorted(os.sched_getaffinity(0))[:1], "log")
 
 
+def test_a_process_that_waits_used_less_of_its_core(tmp_path: Path) -> None:
+    (tmp_path / "waiting.py").write_text("import time\ntime.sleep(2.0)\n")
+    (tmp_path / "working.py").write_text("import time\nwhile time.process_time() < 0.5: pass\n")
+    core = sorted(os.sched_getaffinity(0))[:1]
+    waiting, working = (cells._call([name], tmp_path, core, "log") for name in ("waiting", "working"))
+    assert 0.0 < waiting < working <= 1.05
+
+
 def test_cores_are_shared_out() -> None:
     assert cells.split_cores([0, 1, 2, 3], 2) == [[0, 1], [2, 3]]
     assert cells.split_cores([5], 2) == [[5], [5]]

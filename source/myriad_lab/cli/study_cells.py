@@ -208,9 +208,11 @@ def _run_peer(work: _Work, folder: Path) -> dict[str, Any]:
     """Train by a peer's code, then evaluate what it left; each is a process of its own."""
     request = folder / "request.json"
     request.write_text(json.dumps(work.request, indent=1))
-    for what, log in (("train", "train.log"), ("evaluate", "evaluation.log")):
+    used, _ = (
         _call(["myriad_lab.cli.peers.cell", what, str(request)], folder, work.cores, log)
-    return {**json.loads((folder / "evaluation.json").read_text()), "pretrain": {}}
+        for what, log in (("train", "train.log"), ("evaluate", "evaluation.log"))
+    )
+    return {**json.loads((folder / "evaluation.json").read_text()), "pretrain": {}, "cores_used": used}
 
 
 def _train_and_evaluate(study: StudyCfg, cell: Cell, work: _Work, folder: Path, out: Path) -> dict[str, Any]:
@@ -221,7 +223,7 @@ def _train_and_evaluate(study: StudyCfg, cell: Cell, work: _Work, folder: Path, 
             raise CellError(f"the prerequisite {name} has not finished")
         needed[name] = result
     train = ["train", *work.arguments, "--runs_root", str(folder / "runs"), "--logger", "none"]
-    _call(["myriad_lab.cli.main", *train], folder, work.cores, "train.log")
+    used = _call(["myriad_lab.cli.main", *train], folder, work.cores, "train.log")
     variant = variant_of(study, cell)
     request = {
         "runs": str(folder / "runs"),
@@ -235,11 +237,16 @@ def _train_and_evaluate(study: StudyCfg, cell: Cell, work: _Work, folder: Path, 
     _call(["myriad_lab.cli.study_cell", str(folder / "request.json")], folder, work.cores, "evaluation.log")
     evaluated = json.loads((folder / "evaluation.json").read_text())
     cost = {axis: sum(r["cost"][axis] for r in needed.values()) for axis in ("env_steps", "wall_time")}
-    return {**evaluated, "pretrain": cost if needed else {}}
+    return {**evaluated, "pretrain": cost if needed else {}, "cores_used": used}
 
 
-def _call(module_and_arguments: list[str], folder: Path, cores: list[int], log: str) -> None:
-    """Run a module of this package in ``folder``, its output in ``log``; raises with the end of it."""
+def _call(module_and_arguments: list[str], folder: Path, cores: list[int], log: str) -> float:
+    """Run a module of this package in ``folder``, its output in ``log``; raises with the end of it.
+
+    Returns:
+        How many cores it used on average: less than its own where it had to share them, or to wait.
+    """
+    started = time.perf_counter()
     with (folder / log).open("w") as stream:
         process = subprocess.Popen(
             [sys.executable, "-m", *module_and_arguments],
@@ -252,12 +259,15 @@ def _call(module_and_arguments: list[str], folder: Path, cores: list[int], log: 
         # Before it starts threads of its own: they inherit the cores.
         if hasattr(os, "sched_setaffinity"):  # macOS lets nobody choose
             os.sched_setaffinity(process.pid, cores)
-        code = process.wait()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = code = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - started
     if code != 0:
         tail = (folder / log).read_text(errors="replace")[-ERROR_CHARACTERS:]
         signalled = code < 0 or code == INTERRUPTED
         last = "a signal ended it; start the study again to run it anew" if signalled else ""
         raise CellError(f"exit status {code}\n{tail}\n{last}")
+    return (usage.ru_utime + usage.ru_stime) / seconds
 
 
 def _peer_signature(study: StudyCfg, cell: Cell, case_overrides: dict[str, Any]) -> str:

@@ -62,6 +62,8 @@ def _context(
     peers = sorted({r["peer"] for r in results if r.get("peer")})
     if peers:
         lines["others' code"] = "; ".join(peers)
+    if used := [r["cores_used"] for r in results if r.get("cores_used")]:
+        lines["cores used by a training"] = f"{min(used):.2f} to {max(used):.2f}, on average over its time"
     return lines | {
         "budget of each run": _budgets(study),
         "hardware": plain(machines),

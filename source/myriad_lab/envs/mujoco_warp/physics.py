@@ -69,7 +69,7 @@ class WarpPhysics:
         if self._graph is None:
             self._run()
         else:
-            with torch.cuda.device(self._torch_device):  # a stream without a number is that of the current device
+            with torch.cuda.device_of(self.qpos):  # a stream without a number is that of the current device
                 wp.capture_launch(self._graph, stream=wp.stream_from_torch(self._torch_device))
 
     def put(self, env_ids: torch.Tensor, qpos: torch.Tensor, qvel: torch.Tensor) -> None:
