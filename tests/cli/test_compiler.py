@@ -16,7 +16,9 @@ from myriad_lab.errors import ConfigurationError
 def complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Have gcc and, in the folder that is returned, Python's headers."""
     (tmp_path / "Python.h").touch()
-    monkeypatch.delenv("CC", raising=False)
+    for name in ("CC", "CPATH", "C_INCLUDE_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(compiler.shutil, "which", lambda name: "/usr/bin/gcc" if name == "gcc" else None)
     monkeypatch.setattr(sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
     return tmp_path
@@ -34,7 +36,11 @@ def test_no_compiler(complete: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_compiler()
 
 
-def test_no_headers(complete: Path) -> None:
+def test_no_headers(complete: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (complete / "Python.h").unlink()
     with pytest.raises(ConfigurationError, match=r"Python\.h is not there: install the headers"):
         check_compiler()
+    (complete / "elsewhere").mkdir()
+    (complete / "elsewhere" / "Python.h").touch()
+    monkeypatch.setenv("CPATH", f"/nowhere:{complete / 'elsewhere'}")
+    check_compiler()

@@ -74,8 +74,9 @@ def test_a_portfolio_is_finetuned_by_several_processes(tmp_path: Path) -> None:
     assert run.read_info()["seeding_heads"] == [0, 1, 2, 3]
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    argv = ["train", "--distributed", *SMALL, "--num_policies", "1"]
+@pytest.mark.parametrize("algorithm", ["kmyriad", "pql"])
+def test_what_does_not_fit_is_refused_before_anything_is_written(algorithm: str, tmp_path: Path) -> None:
+    argv = ["train", "--distributed", *SMALL[:8], "--algorithm", algorithm, "--num_policies", "1"]
     assert run_places(2, command, argv, str(tmp_path), "said") == [2, 2]
     assert "num_policies=1 cannot be dealt out evenly to 2 ranks" in (tmp_path / "said_0").read_text()
     assert not list(tmp_path.glob("runs/**/run.json"))

@@ -201,6 +201,19 @@ def test_a_query_with_too_few_neighbours_is_certain_of_those(doubts: list[float]
     assert doubts == [0.0]
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter
+@pytest.mark.parametrize("size", [1e18, 1e19, 1e20])
+def test_points_whose_squares_are_too_large_lose_no_neighbour(size: float) -> None:
+    far, points = 1.0 + 1e-3 * cloud(1, 96, 2, seed=1, offset=0.0), cloud(1, 1200, 2, offset=0.0)
+    points[:, :96] = size * far
+    for queries in (points[:, :12], points[:, -12:]):
+        _, indices = fused_search(queries, points, 3)
+        _, who = exact(queries, points, 3)
+        near = points.double()[0][indices[0]], points.double()[0][who[0]]
+        gaps = [(found - queries.double()[0][:, None]).norm(dim=-1) for found in near]
+        torch.testing.assert_close(gaps[0], gaps[1], rtol=1e-3, atol=1e-6)
+
+
 def test_many_references_do_not_make_too_many_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(knn_triton, "_MAX_PROGRAMS", 2)
     monkeypatch.setattr(knn_triton, "_TILES", 1)

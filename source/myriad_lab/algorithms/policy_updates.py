@@ -45,7 +45,8 @@ class PolicyUpdateCfg:
     value_coef: float = 0.5
     """Weight of the squared error of the value function (several epochs only)."""
     rows_per_backward: int = 262_144
-    """Largest number of env steps differentiated at once in the single step: bounds memory, changes no result."""
+    """Largest number of env steps differentiated at once in the single step, and valued at once before several epochs:
+    bounds memory, changes no result."""
 
     def validate(self) -> None:
         """Raise ``ConfigurationError`` where a value is out of range."""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from myriad_lab.distributed.process_group import (
     Place,
     ProcessGroup,
-    check_shards,
     find_place,
     refuse_lone_ranks,
     settle_device,
@@ -43,13 +42,10 @@ def open_ranks(place: Place, run: RunCfg) -> AbstractContextManager[Collective]:
     """Return the ranks of a run, as a context in which they can talk.
 
     Raises:
-        ConfigurationError: If policies cannot be dealt out evenly, or this process has no GPU of its own.
+        ConfigurationError: If this process has no GPU of its own.
     """
     if not run.distributed:
         return nullcontext(ALONE)
-    assert run.num_envs is not None
-    assert run.num_policies is not None
-    check_shards(run.num_envs, run.num_policies, place.world_size)
     settle_device(run.device, place)
     return ProcessGroup(place)
 

@@ -98,12 +98,15 @@ def train(
     from myriad_lab.cli.plan import make_plan
     from myriad_lab.cli.ranks import open_ranks, physics_threads, place_of
     from myriad_lab.cli.run_info import finish_run
+    from myriad_lab.distributed.process_group import check_shards
     from myriad_lab.portfolio.run_folder import RunFolder
 
     place = place_of(flags)
     plan = make_plan(flags, overrides)
     if plan.resume is not None and _is_done(plan, plan.resume.manifest):
         return _result_of_done(plan, is_main=place.rank == 0)
+    if plan.run.distributed:
+        check_shards(plan.run.num_envs or 1, plan.run.num_policies or 1, place.world_size)
     if place.rank == 0:
         for line in memory_lines(plan, place):
             print(line, flush=True)

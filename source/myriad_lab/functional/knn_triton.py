@@ -171,8 +171,9 @@ def _search(
     indices = nearest.indices.gather(2, best.indices // GROUP) * GROUP + best.indices % GROUP
 
     bound, kth = nearest.values.amax(2), best.values.amax(2)
+    certain = (kth < bound + (1.0 - rounding) * lengths.square()) | (kth == 0.0)
     # Of two infinite ones the second tells that the groups left out have no member that the query may see.
-    certain = (kth < bound + (1.0 - rounding) * lengths.square()) | (kth == 0.0) | torch.isinf(kth) & torch.isinf(bound)
+    certain |= torch.isposinf(kth) & torch.isposinf(bound)
     if kept == num_groups:
         certain = torch.ones_like(certain)
     keys = pack(best.values, indices)
@@ -241,6 +242,7 @@ def _group_minima(
         norm = tl.load(norms + columns, mask=columns < num_references, other=0.0)
         bound = (norm * (1.0 - own_error))[None, :] - length[:, None] * tl.sqrt(norm)[None, :]
         squared = bound - 2.0 * tl.dot(left, right, input_precision=PRECISION)
+        squared = tl.where(squared == squared, squared, float("-inf"))  # a square was too large: may be anywhere
         seen = _allowed(
             rows[:, None], columns[None, :], query_groups, reference_groups, own_row, num_queries, num_references,
             EXCLUSION,

@@ -12,10 +12,10 @@ import torch
 def reward_to_go(rewards: torch.Tensor) -> torch.Tensor:
     """Return the undiscounted sum of the rewards from each step to the last one, shape as ``rewards`` (time, ...)."""
     # step by step: torch refuses a cumulative sum on a GPU where runs are to be repeatable
-    sums = rewards.clone()
+    sums = rewards.to(torch.float64, copy=True)
     for step in range(len(rewards) - 2, -1, -1):
         sums[step] += sums[step + 1]
-    return sums
+    return sums.to(rewards.dtype)
 
 
 def gae(

@@ -74,14 +74,19 @@ def _in_processes(world_size: int, device: str, quick: bool) -> tuple[Times, Tim
     for process in processes:
         process.start()
     theirs.close()
-    while not ours.poll(1.0):
-        for rank, process in enumerate(processes):
-            if process.exitcode not in (None, 0):
-                raise RuntimeError(f"rank {rank} of {world_size} ended with status {process.exitcode}; see above")
-    found = ours.recv()
-    for process in processes:
-        process.join()
-    return found
+    try:
+        while not ours.poll(1.0):
+            for rank, process in enumerate(processes):
+                if process.exitcode not in (None, 0):
+                    raise RuntimeError(f"rank {rank} of {world_size} ended with status {process.exitcode}; see above")
+        return ours.recv()
+    except BaseException:
+        for process in processes:  # they would wait for the dead one, and disturb what is timed next
+            process.kill()
+        raise
+    finally:
+        for process in processes:
+            process.join()
 
 
 def _rank_main(rank: int, world_size: int, port: int, device: str, quick: bool, link: Any) -> None:
