@@ -36,9 +36,12 @@ def test_the_learner_holds_what_was_told(algorithm, overrides, what):
         assert part.size == sum(field.nbytes for field in learner.storage._fields.values())
 
 
-def test_the_update_of_a_population_is_told_beside_its_rollout():
-    rollout, update = memory_of(make_plan({**SMALL, "algorithm": "kmyriad"}, [*TINY, "agent.k=2"]))
+def test_the_update_of_a_population_is_told_beside_its_rollout(monkeypatch):
+    plan = make_plan({**SMALL, "algorithm": "kmyriad"}, [*TINY, "agent.k=2"])
+    rollout, update = memory_of(plan)
     assert (rollout.what, update.what) == ("rollout", "update")
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
+    assert memory_lines(plan)[-1].endswith("it will not fit: take fewer envs or more agent.num_minibatches")
     assert "minibatches of 12 rows" in update.detail  # 12 steps of 8 envs in 8 minibatches
     paper = ["agent=kmyriad_paper", "agent.k=2"]
     assert len(memory_of(make_plan({**SMALL, "algorithm": "kmyriad"}, [*TINY, *paper]))) == 1
@@ -81,6 +84,6 @@ def test_it_is_printed_before_the_env_is_made(monkeypatch, capsys):
     told = capsys.readouterr().out.splitlines()
     assert told == memory_lines(plan)
     assert told[0].startswith("memory for 8 envs on cpu")
-    assert "it will not fit: take fewer envs, or a smaller agent.replay_capacity" in told[-1]
+    assert "it will not fit: take fewer envs or a smaller agent.replay_capacity" in told[-1]
     monkeypatch.setattr(memory, "free_bytes", lambda device: None)
     assert memory_lines(plan)[-1].endswith("GiB")

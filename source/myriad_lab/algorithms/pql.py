@@ -17,7 +17,7 @@ from myriad_lab.algorithms.pql_parts import adamw, check_squash, clip_per_head, 
 from myriad_lab.algorithms.precision import has_native_bfloat16
 from myriad_lab.algorithms.repeated_noise import RepeatedNoise
 from myriad_lab.algorithms.return_scale import ReturnScale
-from myriad_lab.algorithms.shards import clip_gradients, collect_learner, grad_norm, load_learner, sum_gradients
+from myriad_lab.algorithms.shards import collect_learner, load_learner, own_critics, sum_and_clip
 from myriad_lab.algorithms.update_counts import UpdateCounts
 from myriad_lab.errors import CheckpointError, ConfigurationError
 from myriad_lab.functional.collective import ALONE, Collective
@@ -85,7 +85,7 @@ class PQL:
         self.groups = {"policy": obs_sizes["policy"], cfg.critic_group: obs_sizes[cfg.critic_group]}
         self.actor = actor.to(self.device)
         self.prior = copy.deepcopy(self.actor).requires_grad_(False) if seeded else None
-        self.critic = self._make_critic(seed).to(self.device)
+        self.critic = own_critics(self.groups[cfg.critic_group], actor, cfg.critic, seed, ranks).to(self.device)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.generator = torch.Generator(self.device).manual_seed(seed + 1 + ranks.rank * _APART)
         self._guard_slots = guard_slots
@@ -221,9 +221,8 @@ class PQL:
         gradients = torch.autograd.grad(loss / self.ranks.world_size, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        shared, heads = self.actor.shared_parameters(), self.actor.head_parameters()
-        (of_heads,) = sum_gradients(shared, [grad_norm(heads)], self.ranks)
-        clip_gradients(parameters, torch.hypot(grad_norm(shared), of_heads), self.cfg.max_grad_norm)
+        own = self.actor.head_parameters()
+        sum_and_clip(self.actor.shared_parameters(), own, self.cfg.max_grad_norm, self.ranks)
         self.actor_optimizer.step()
         return metrics
 
@@ -299,12 +298,6 @@ class PQL:
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"actor": self.actor_optimizer, "critic": self.critic_optimizer}
 
-    def _make_critic(self, seed: int) -> QEnsemble:
-        """Return the critics of this rank's heads; all ranks draw the weights of all of them."""
-        all_heads, weights = self.ranks.world_size * self.num_policies, torch.Generator().manual_seed(seed)
-        critic = QEnsemble(self.groups[self.cfg.critic_group], self.num_actions, all_heads, self.cfg.critic, weights)
-        return critic if self.ranks.world_size == 1 else critic.select(range(all_heads)[self.ranks.block(all_heads)])
-
     def _make_counts(self) -> UpdateCounts:
         cfg = self.cfg
         waits = cfg.critic_warmup if self.seeded else 0
@@ -344,9 +337,8 @@ class PQL:
         self._captured_policies = CapturedUpdate(policies, self.generator, graphs and alone)
 
     def _modules(self) -> dict[str, PopulationActor | QEnsemble]:
-        modules: dict[str, PopulationActor | QEnsemble] = {"actor": self.actor, "critic": self.critic}
-        modules["target_critic"] = self.target_critic
-        return modules if self.prior is None else {**modules, "prior": self.prior}
+        prior = {} if self.prior is None else {"prior": self.prior}
+        return {"actor": self.actor, "critic": self.critic, "target_critic": self.target_critic, **prior}
 
     def _noise_ladder(self) -> torch.Tensor:
         """Return the noise of every env, (num_envs, 1): the same ladder within the block of each head."""

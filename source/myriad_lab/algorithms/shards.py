@@ -10,7 +10,16 @@ from torch import nn
 
 from myriad_lab.algorithms.pql_parts import restore
 from myriad_lab.functional.collective import Collective
+from myriad_lab.networks.population import PopulationActor
+from myriad_lab.networks.q_ensemble import QEnsemble, QEnsembleCfg
 from myriad_lab.networks.stacked import collect_state, load_own_state
+
+
+def own_critics(num_obs: int, actor: PopulationActor, cfg: QEnsembleCfg, seed: int, ranks: Collective) -> QEnsemble:
+    """Return the critics of this rank's heads, those of ``actor``; all ranks draw the weights of all of them."""
+    all_heads, weights = ranks.world_size * actor.num_policies, torch.Generator().manual_seed(seed)
+    critics = QEnsemble(num_obs, actor.num_actions, all_heads, cfg, weights)
+    return critics if ranks.world_size == 1 else critics.select(range(all_heads)[ranks.block(all_heads)])
 
 
 def grad_norm(parameters: Sequence[nn.Parameter]) -> torch.Tensor:
@@ -47,6 +56,19 @@ def sum_gradients(
     *summed, squares = ranks.sum(bucket).split([*(grad.numel() for grad in grads), len(norms)])
     torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(summed, grads, strict=True)])
     return list(squares.sqrt().unbind())
+
+
+def sum_and_clip(shared: Sequence[nn.Parameter], own: Sequence[nn.Parameter], bound: float, ranks: Collective) -> None:
+    """Sum the gradients of what ranks share, and scale all gradients so that their norm over all ranks is bounded.
+
+    Args:
+        shared: Parameters of which every rank has a copy.
+        own: Parameters that this rank alone has.
+        bound: Largest norm.
+        ranks: Those that train one population.
+    """
+    (of_own,) = sum_gradients(shared, [grad_norm(own)], ranks)
+    clip_gradients([*shared, *own], torch.hypot(grad_norm(shared), of_own), bound)
 
 
 def stacked_numbers(network: Any) -> set[int]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 from myriad_lab.algorithms.kmyriad import KMyriadCfg
 from myriad_lab.algorithms.pql import PQLCfg
 from myriad_lab.algorithms.pql_parts import check_squash
+from myriad_lab.cli.compiler import check_compiler
 from myriad_lab.envs.contract import VecEnv
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.functional.collective import ALONE, Collective
@@ -118,7 +119,8 @@ def check(algorithm: str, agent: Any, env: EnvSizes, num_envs: int, num_policies
         agent.check_prior(seeded)
         agent.runner.validate()
         for device in filter(None, (agent.runner.value_device, agent.runner.policy_device)):
-            check_device(device)
+            if check_device(device).type == "cuda":
+                check_compiler()
     elif num_policies != 1:
         raise ConfigurationError(f"num_policies={num_policies}; ppo trains one policy, leave the flag out")
     else:

@@ -12,6 +12,10 @@ from myriad_lab.distributed.process_group import Place
 if TYPE_CHECKING:
     from myriad_lab.cli.plan import TrainPlan
 
+_ALONE = Place()
+_INSTEAD = {"update": "more agent.num_minibatches", "replay memory": "a smaller agent.replay_capacity"}
+"""What makes a part smaller, beside fewer envs."""
+
 
 @dataclass(frozen=True)
 class MemoryPart:
@@ -50,14 +54,13 @@ def memory_of(plan: TrainPlan, world_size: int = 1) -> list[MemoryPart]:
     return parts
 
 
-def memory_lines(plan: TrainPlan, place: Place | None = None) -> list[str]:
+def memory_lines(plan: TrainPlan, place: Place = _ALONE) -> list[str]:
     """Return what ``memory_of`` finds as lines of text, beside what is free; none where it finds nothing.
 
     Args:
         plan: The run.
-        place: Which of the ranks of the run this is; none by default.
+        place: Which of the ranks of the run this is; the only one by default.
     """
-    place = place or Place()
     parts = memory_of(plan, place.world_size)
     if not parts:
         return []
@@ -68,7 +71,8 @@ def memory_lines(plan: TrainPlan, place: Place | None = None) -> list[str]:
     last = f"  {'together':<14} {_gib(total)}"
     if free is not None:
         last += f"  of {_gib(free).strip()} that are free"
-        last += "" if total < free else "; it will not fit: take fewer envs, or a smaller agent.replay_capacity"
+        instead = " or ".join(["fewer envs", *(_INSTEAD[part.what] for part in parts if part.what in _INSTEAD)])
+        last += "" if total < free else f"; it will not fit: take {instead}"
     each = f", each of {place.world_size} ranks" if place.world_size > 1 else ""
     return [
         f"memory for {plan.run.num_envs:,} envs on {plan.run.device}, before networks{each}:",

@@ -39,10 +39,6 @@ class HeightField:
         """Rows (along y) and columns (along x)."""
         return len(self.heights), len(self.heights[0])
 
-    def tensor(self, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Return the heights [m], shape (rows, columns)."""
-        return torch.tensor(self.heights, dtype=torch.float32, device=device)
-
 
 @dataclass(frozen=True)
 class Arena:

@@ -169,9 +169,15 @@ def _search_own(
         return knn(own, points, k, query_groups=ranks.own_rows(ids), reference_groups=ids, exclude="group")
     if ranks.world_size == 1:
         return knn(points, points, k, exclude="self")
-    # The search knows a query's own row only where the queries are all of the references: each is a group of its own.
-    rows = torch.arange(len(points), device=points.device)
-    return knn(own, points, k, query_groups=ranks.own_rows(rows), reference_groups=rows, exclude="group")
+    # The search knows a query's own row only where the queries are all of the references: ask for one more, and leave
+    # the particle itself out, or the last one where copies of it stand before it.
+    distances, neighbours = knn(own, points, k + 1)
+    rows = ranks.own_rows(torch.arange(len(points), device=points.device))
+    itself = neighbours == rows.unsqueeze(1)
+    place = torch.where(itself.any(1), itself.int().argmax(1), k).unsqueeze(1)
+    columns = torch.arange(k, device=points.device)
+    kept = columns + (columns >= place)
+    return distances.gather(1, kept), neighbours.gather(1, kept)
 
 
 def population_statistics(

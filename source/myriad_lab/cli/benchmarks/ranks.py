@@ -16,8 +16,8 @@ from myriad_lab.functional.collective import ALONE, Collective
 
 NUM_OBS, NUM_ACTIONS, NUM_FEATURES = 48, 8, 2
 
-MAX_RANKS = 32
-"""As many as there are policies in the populations that are timed."""
+NUM_POLICIES = 32
+"""Of the populations that are timed, which are dealt out to no more ranks."""
 
 Times = dict[tuple[str, str], tuple[float, float]]
 """(what, size) -> median and 95th percentile [s]."""
@@ -32,9 +32,8 @@ def cases(device: str, quick: bool) -> list[Case]:
         device: Kind of device; on GPUs each rank has its own.
         quick: Small sizes, few repetitions.
     """
-    worlds = [2] if torch.device(device).type == "cpu" else []
-    if not worlds:
-        worlds = [2**n for n in range(1, torch.cuda.device_count().bit_length()) if 2**n <= MAX_RANKS]
+    most = 2 if torch.device(device).type == "cpu" else min(torch.cuda.device_count(), NUM_POLICIES)
+    worlds = [2**n for n in range(1, most.bit_length())]
     return [Case(f"{world_size} ranks", partial(time_ranks, world_size, device, quick)) for world_size in worlds]
 
 
@@ -169,7 +168,7 @@ def _make_runner(ranks: Collective, device: str, quick: bool, epochs: int) -> An
     from myriad_lab.runners.population_runner import PopulationRunner, PopulationRunnerCfg
     from myriad_lab.tasks.registry import make_env
 
-    num_envs, num_policies = (64, MAX_RANKS) if quick else (1024, MAX_RANKS)
+    num_envs = 64 if quick else 1024
     env = make_env(
         "Myriad-PointMaze-Maze",
         num_envs=num_envs // ranks.world_size,
@@ -178,4 +177,4 @@ def _make_runner(ranks: Collective, device: str, quick: bool, epochs: int) -> An
         shard=Shard(ranks.rank, ranks.world_size),
     )
     cfg = KMyriadCfg(num_epochs=epochs, k=5 if quick else 20)
-    return PopulationRunner(env, cfg, PopulationRunnerCfg(), None, device, num_policies=num_policies, ranks=ranks)
+    return PopulationRunner(env, cfg, PopulationRunnerCfg(), None, device, num_policies=NUM_POLICIES, ranks=ranks)
