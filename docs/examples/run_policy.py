@@ -15,7 +15,7 @@ def quantities(data, actions, command):
     matrix = flat.reshape(3, 3)  # body to world
     yaw, roll = np.arctan2(matrix[1, 0], matrix[0, 0]), np.arctan2(matrix[2, 1], matrix[2, 2])
     return {
-        "position": data.qpos[:2], "root_height": data.qpos[2:3], "heading": [np.cos(yaw), np.sin(yaw)],
+        "position": data.qpos[:2], "root_height": data.qpos[2:3], "heading": matrix[:2, 0],
         "projected_gravity": -matrix[2], "lin_vel_b": matrix.T @ data.qvel[:3], "ang_vel_b": data.qvel[3:6],
         "yaw": [yaw], "roll": [roll], "angle_to_target": [-yaw], "up_projection": [matrix[2, 2]],
         "heading_projection": [matrix[0, 0]], "command": command, "actions": actions, "last_action": actions,

@@ -395,8 +395,8 @@ def test_bad_settings_are_named() -> None:
     bad |= {"actor_lr": 0.0, "critic_lr": -1e-3, "max_grad_norm": 0.0, "critic_warmup": -1, "weight_decay": -0.1}
     bad |= {"target_bounds": [1.0], "target_noise": -0.1, "reward_scale": 0.0}
     bad |= {"return_bound": 0.0}
-    bad |= {"actor_lr": math.inf, "value_updates_per_step": math.inf, "tau": 0.0, "batch_size": 0}
-    for name, value in bad.items():
+    bad |= {"value_updates_per_step": math.inf, "tau": 0.0, "batch_size": 0}
+    for name, value in [*bad.items(), ("actor_lr", math.inf)]:
         with pytest.raises(ConfigurationError, match=re.escape(f"{name}={value}")):
             make(**{name: value})
     with pytest.raises(ConfigurationError, match=r"gamma=1\.5 of PQL; expected a number in \[0, 1\]"):

@@ -31,7 +31,7 @@ def test_the_line_is_the_arithmetic_of_its_times() -> None:
     metrics = {"Perf/policy_lag": 2.0, "Perf/collector_wait": 0.25}
     setting = overlap.Setting("Myriad-Ant", 1024, 256, 3)
     cores = overlap.Cores((0,), (1,))
-    line = overlap._line(setting, times, 0.02, metrics, cores, overlap.PeakMemory("cpu"))
+    line = overlap._line(setting, times, 0.02, metrics, cores)
     assert (line.measured_s, line.p95_s, line.floor_s, line.peer_s) == (0.035, 0.04, 0.03, 0.05)
     assert "overlap efficiency 0.75 (in turns 0.00)" in line.note
     assert "collector waits 25%, policy lag 2 updates, 3 critic and 1.5 policy updates" in line.note

@@ -77,12 +77,14 @@ def test_an_empty_record_says_so() -> None:
 
 def test_a_page_is_filled_again_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page, path = tmp_path / "page.md", tmp_path / "cpu.json"
-    places = "".join(f"## {name}\n<!-- table {name} -->\n<!-- end -->\n" for name in ("machines", "env", "learner"))
-    page.write_text(f"# Page\n{places}The end.\n")
+    places = "".join(f"## {name}\n<!-- table {name} -->\n<!-- end -->\n" for name in ("machines", "env", "knn", "learner"))
+    page.write_text(f"# Page\n{places}The end.\n".replace("knn -->\n", "knn -->\n| of an older record |\n"))
     record("cpu", path)
     assert main(["benchmark", "table", "--json", str(path), "--page", str(page)]) == 0
     once = page.read_text()
     assert "| env step, Ant | 64 rows |" in once
+    assert "<!-- table knn -->\n\nNot in the records.\n" in once
+    assert "older" not in once
     assert "- cpu: cpu a processor, gpu a card, torch 2.13.0; 20" in once
     assert ", commit unknown, load of the machine " in once
     assert once.endswith("The end.\n")

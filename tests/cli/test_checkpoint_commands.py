@@ -244,7 +244,7 @@ def test_export_leaves_alone_what_heads_saw_that_are_gone(tmp_path: Path) -> Non
 def test_export_without_an_evaluation_records_a_little(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = make_bundle(tmp_path)
     assert main(["export", "--checkpoint", str(bundle.path), "--policy", "all", "--out", str(tmp_path / "out")]) == 0
-    assert "on 512 recorded observations" in capsys.readouterr().out
+    assert "on 512 rollout observations" in capsys.readouterr().out
     contract = json.loads((tmp_path / "out" / "contract.json").read_text())
     assert contract["policy"]["head"] is None
 

@@ -108,10 +108,11 @@ def train(ranks: Collective, asked: dict[str, Any]) -> dict[str, Any]:
     settings = {"warmup_steps": 4, "batch_size": ROWS, "normalize_returns": True} | asked
     folder, iterations = settings.pop("folder"), settings.pop("iterations")
     resume, stop = settings.pop("resume", None), settings.pop("stop", False)
+    save_replay = settings.pop("save_replay", False)
     runner = ParallelQRunner(
         point_maze(ranks),
         PQLCfg(**NETWORKS, **settings),
-        ParallelQRunnerCfg(num_steps_per_iteration=15, save_interval=1),
+        ParallelQRunnerCfg(num_steps_per_iteration=15, save_interval=1, save_replay=save_replay),
         RunFolder(folder),
         num_policies=M,
         callbacks=[StopOnLastRank()] if stop else [],

@@ -107,6 +107,15 @@ def test_a_run_goes_on_with_as_many_ranks_or_others(runs, tmp_path, before, afte
         assert torch.equal(one["generator"], parts[min(i, len(parts) - 1)]["generator"]) == (before == after)
 
 
+def test_the_replay_memory_of_one_process_is_left_behind_on_several(tmp_path):
+    train(ALONE, {"folder": str(tmp_path / "one"), "iterations": 2, "save_replay": True})
+    bundle = load_bundle(RunFolder(tmp_path / "one").latest())
+    assert bundle.has_replay
+    asked = {"folder": str(tmp_path / "two"), "iterations": 1, "resume": str(bundle.path)}
+    for one in run_ranks(2, train, asked):
+        assert one["updates"] == [2 * 15 - 4 + 15 - 4, (2 * 15 - 4 + 15 - 4) // 2]  # it collects first
+
+
 def test_ranks_stop_together(tmp_path):
     found = run_ranks(4, train, {"folder": str(tmp_path), "iterations": 9, "stop": True})
     assert [one["iteration"] for one in found] == [2] * 4

@@ -3,7 +3,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import mujoco
@@ -81,6 +81,31 @@ def test_example_walks_as_the_env_does(tmp_path: Path, task: str) -> None:
         assert np.ptp(expected, axis=0).max() > 0.02, "a robot that does not move proves nothing"
         np.testing.assert_allclose(walked[: num_steps // 2], expected[: num_steps // 2], atol=1e-4)
         np.testing.assert_allclose(walked, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("task", CASES)
+def test_example_sees_what_the_env_shows(tmp_path: Path, task: str) -> None:
+    bundle = make_bundle(tmp_path, task, CASES[task])
+    export(bundle, "0", tmp_path / "out")
+    contract = json.loads((tmp_path / "out" / "contract.json").read_text())
+    env = make_env(task, backend="mujoco", num_envs=2, overrides=CASES[task])
+    try:
+        env.reset()
+        actions = 2.0 * torch.rand(2, env.num_actions, generator=torch.Generator().manual_seed(1)) - 1.0
+        for _ in range(6):  # until they are tilted and turning
+            obs, _, dones, _ = env.step(actions)
+        assert not dones.any()
+        state = env.simulator.state()  # pyright: ignore
+        for i in range(2):
+            parts = (state.root_pos_w[i], state.root_quat_w[i], state.joint_pos[i])
+            data = SimpleNamespace(qpos=torch.cat(parts).double().numpy())
+            mujoco.mju_quat2Mat(to_world := np.empty(9), data.qpos[3:7])
+            turning = to_world.reshape(3, 3).T @ state.root_ang_vel_w[i].double().numpy()
+            data.qvel = np.concatenate((state.root_lin_vel_w[i].numpy(), turning, state.joint_vel[i].numpy()))
+            row = load_example().observe(contract, data, actions[i].numpy(), (0.5, 0.0, 0.0))[0]
+            np.testing.assert_allclose(row, obs["policy"][i].numpy(), atol=2e-5)
+    finally:
+        env.close()
 
 
 def test_scene_stands_alone(tmp_path: Path) -> None:

@@ -171,6 +171,12 @@ def test_kernels_for_a_gpu_are_refused_without_one():
         knn(points, points, 3, method="fused")
 
 
+def test_the_tree_is_refused_elsewhere_than_on_the_cpu():
+    points = torch.empty(100, 2, device="meta")
+    with pytest.raises(ConfigurationError, match="method='tree' is for the CPU, the points are on meta; take 'auto'"):
+        knn(points, points, 3, method="tree")
+
+
 def test_float64_in_float64_out():
     points = torch.rand(100, 3, dtype=torch.float64)
     for method in ("tree", "dense"):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from myriad_lab.distributed.tokens import Tokens
 from myriad_lab.networks.population import PopulationActor
+from myriad_lab.portfolio.run_folder import RunFolder
 from myriad_lab.runners.parallel_q_processes import ParallelLearners
 from myriad_lab.runners.parallel_q_runner import ParallelQRunner
-from runners.test_parallel_q_runner import ACTOR, make
+from runners.test_parallel_q_runner import ACTOR, Score, make
 
 CHANGES = [{"value_updates_per_step": 8.0}, {"value_updates_per_step": 0.25}, {"policy_delay": 8}, {"policy_delay": 1}]
 
@@ -82,3 +84,26 @@ def test_learners_that_start_behind_get_no_more_lead(monkeypatch: pytest.MonkeyP
     assert (count(wiring.value), count(wiring.collect)) == (12, -4)
     wiring.collect.grant(5)
     assert count(wiring.collect) == 1
+
+
+def test_a_bundle_that_was_saved_and_not_yet_marked_as_the_best_is_so_after_a_resume(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "killed")
+    settings = {"save_interval": 1, "best_metric": "Eval/score", "callbacks": [Score(1.0, 3.0, 2.0)]}
+    make(run, **settings).learn(2)
+    run.mark_best("iteration_000001")  # as it was when the run was killed
+    rest = make(run, **settings)
+    rest.load(run.latest())
+    assert run.best().name == "iteration_000002"
+    rest.learn(1)
+    assert run.best().name == "iteration_000002"
+
+
+def test_a_memory_wraps_and_goes_on_in_the_other_mode(tmp_path: Path) -> None:
+    half, rest = make(save_replay=True, replay_capacity=640), make(mode="parallel", replay_capacity=640)
+    assert half.algorithm.replay.num_slots == 640 // 16 + 1, "nobody writes while the learners read"
+    assert rest.algorithm.replay.num_slots >= 640 // 16 + 1 + rest.runner_cfg.max_lead
+    half.learn(2)
+    rest.load(half.save(tmp_path / "bundle"))
+    drawn = [r.algorithm.replay.sample(64, torch.Generator().manual_seed(0)) for r in (half, rest)]
+    assert torch.equal(drawn[0].obs["policy"], drawn[1].obs["policy"])
+    assert torch.equal(drawn[0].next_obs["policy"], drawn[1].next_obs["policy"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -107,6 +108,7 @@ def test_resume_with_replay_is_bit_exact(tmp_path: Path) -> None:
     torch.rand(3)
     rest.load(half.save(tmp_path / "iteration_3"))
     assert (rest.iteration, rest.env_steps) == (3, 3 * 25 * 16)
+    assert rest.metrics["Train/mean_reward"] == half.metrics["Train/mean_reward"]
     rest.learn(3)
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(rest), strict=True))
     assert whole.metrics["Train/mean_reward"] == rest.metrics["Train/mean_reward"]
@@ -331,6 +333,8 @@ def test_halving_keeps_the_better_heads(tmp_path: Path) -> None:
     runner.learn(2)
     assert runner.num_policies == 2
     assert before.replay._labels == [0, 2]
+    assert before.return_scale is not None
+    assert not before.return_scale._returns.any(), "an episode must not count for two heads"
     runner.learn(1)
     resumed = make(env=Spoiled(num_envs=16, episode_steps=4), heads=4, halving_iterations=[2])
     resumed.load(run.latest())
@@ -347,15 +351,19 @@ def test_no_head_is_dropped_while_all_are_alike(caplog: pytest.LogCaptureFixture
 
 
 class Score(Callback):
-    """Adds a metric that is best after the second iteration."""
+    """Adds a metric."""
+
+    def __init__(self, *scores: float) -> None:
+        self.scores = scores
 
     def on_iteration(self, runner: Any, metrics: dict[str, float]) -> None:
-        metrics["Eval/score"] = [1.0, 3.0, 2.0, 9.0][runner.iteration]
+        metrics["Eval/score"] = self.scores[runner.iteration]
 
 
-def test_best_and_stop(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scores", [(1.0, 3.0, 2.0, 9.0), (math.nan, 3.0, math.nan)])
+def test_best_and_stop(scores: tuple[float, ...], tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "best")
-    callbacks = [Score(), Hook(60, lambda runner: runner.request_stop())]
+    callbacks = [Score(*scores), Hook(60, lambda runner: runner.request_stop())]
     runner = make(run, save_interval=1, best_metric="Eval/score", callbacks=callbacks)
     runner.learn(100)
     assert runner.iteration == 3

@@ -212,11 +212,14 @@ def test_ends_of_episodes_during_a_sample_move_no_last_observation() -> None:
             check_row(stream, batch, (policy, i), newest=19)
 
 
-@pytest.mark.parametrize("steps", [5, 30], ids=["not full", "wrapped"])
-def test_state_dict_continues_bit_exactly(steps: int) -> None:
-    first, second = make(8), make(8)
+@pytest.mark.parametrize("steps", [0, 5, 30], ids=["empty", "not full", "wrapped"])
+@pytest.mark.parametrize(("slots_before", "slots_after"), [(0, 0), (0, 5), (5, 0)])
+def test_state_dict_continues_bit_exactly(steps: int, slots_before: int, slots_after: int) -> None:
+    first, second = make(8, guard_slots=slots_before), make(8, guard_slots=slots_after)
     stream = fill(first, SCHEDULE, steps)
-    second.load_state_dict(first.state_dict())
+    state = first.state_dict()
+    assert len(state["ring/actions"]) == min(steps, 8)
+    second.load_state_dict(state)
     for _ in range(3):
         step = stream.advance()
         first.write(**step)
@@ -268,8 +271,8 @@ def test_bad_input_is_refused_with_a_sentence() -> None:
         buffer.write(**{**step, "final_obs": None})
     with pytest.raises(ConfigurationError, match="shape"):
         buffer.write(**{**step, "actions": torch.zeros(NUM_ENVS, 3)})
-    with pytest.raises(CheckpointError, match="rows of"):
-        make(9).load_state_dict({**make(8).state_dict(), "wrapped": True})
+    with pytest.raises(CheckpointError, match=r"ring/obs/policy should be \(-1, 6, 3\), and is \(1, 6, 4\)"):
+        make().load_state_dict(ReplayBuffer(8, 6, 3, {"policy": 4, "critic": 2}, 2).state_dict())
 
 
 def test_a_memory_that_holds_more_than_another_keeps_is_refused() -> None:

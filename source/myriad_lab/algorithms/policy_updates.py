@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -60,6 +61,10 @@ class PolicyUpdateCfg:
                 raise ConfigurationError(f"{name}={getattr(self, name)} must be between 0 and 1")
         if not self.clip > 0.0:
             raise ConfigurationError(f"clip={self.clip} must be positive")
+        if not 0.0 <= self.value_coef < math.inf:
+            raise ConfigurationError(f"value_coef={self.value_coef} must be a number of at least 0")
+        if not math.isfinite(self.entropy_coef):
+            raise ConfigurationError(f"entropy_coef={self.entropy_coef} must be a number")
 
 
 class OneStepUpdate:

@@ -58,6 +58,10 @@ class ReturnScale:
         spread = torch.maximum((squares / total).sqrt().to(self._largest), self._largest / self._bound)
         self.factor.copy_(torch.where(spread > 0.0, 1.0 / spread, 1.0))
 
+    def restart(self) -> None:
+        """Forget the returns under way: all envs begin new episodes."""
+        self._returns.zero_()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the statistics and the returns under way."""
         return {name: tensor.clone() for name, tensor in self._tensors().items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,8 +13,6 @@ from myriad_lab.functional.collective import ALONE, Collective
 from myriad_lab.functional.entropy import REWARD_KINDS, EntropyEstimate, head_statistics, particle_rewards
 from myriad_lab.functional.masked import masked_mean, masked_std, park_invalid, standardize
 from myriad_lab.storage.particles import ParticleBuffer
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -54,8 +51,8 @@ class StateRewardCfg:
                 raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1")
         if not self.min_radius > 0.0:
             raise ConfigurationError(f"min_radius={self.min_radius} must be positive")
-        if any(not scale > 0.0 for scale in self.feature_scale):
-            raise ConfigurationError(f"feature_scale={self.feature_scale} must be positive")
+        if any(not 0.0 < scale < math.inf for scale in self.feature_scale):
+            raise ConfigurationError(f"feature_scale={self.feature_scale} must be positive numbers")
 
 
 class _Pool(NamedTuple):
@@ -108,15 +105,8 @@ class StateRewards:
         self.per_trajectory = num_steps // cfg.particle_stride
         self.per_policy = self.per_trajectory * num_envs // num_policies
         self._check_counts(num_envs * ranks.world_size, num_steps)
-        rows = min(self.per_policy, self.drawn_per_policy)
-        self._measures_heads = cfg.k < rows
-        if not self._measures_heads:
-            logger.warning(
-                "the entropies of the heads, their diversity and divergences are not measured: k=%d is not below the %d"
-                " particles of a head; lower k or num_policies, or take more particles",
-                cfg.k,
-                rows,
-            )
+        self.measures_heads = cfg.k < min(self.per_policy, self.drawn_per_policy)
+        """Whether a head has enough particles for an entropy of its own."""
         scale = torch.tensor(cfg.feature_scale or [1.0], dtype=torch.float32, device=device).expand(num_features)
         self._scale = scale
         self._log_unit = math.fsum(math.log(s) for s in scale.tolist())
@@ -166,7 +156,7 @@ class StateRewards:
             "Population/entropy_pool": pool.entropy + self._log_unit,
             "Population/reward_std": masked_std(pool.rewards, pool.rewarded, self.ranks),
         }
-        if self._measures_heads and self._calls % self.cfg.statistics_interval == 0:
+        if self.measures_heads and self._calls % self.cfg.statistics_interval == 0:
             metrics |= self._statistics(pool.current)
         self._calls += 1
         return rewards, self.ranks.sum(pool.rewarded.sum()).clamp_min(1), metrics

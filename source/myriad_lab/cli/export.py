@@ -75,6 +75,7 @@ def export(
     folder = run_of(bundle)
     target = Path(out) if out is not None else (folder.export if folder is not None else bundle.path / "export")
     obs, heads = recorded_observations(bundle)
+    origin = "rollout" if obs is None else "recorded"
     in_mujoco = bundle.manifest.backend in ("mujoco", "mujoco_warp")
     if obs is None or in_mujoco:
         # the scene and its robots are the same on both, and the C engine needs neither a GPU nor kernels
@@ -93,7 +94,7 @@ def export(
                 "env; leave it out"
             )
         xml = None
-    return export_policy(bundle, target, head, obs, heads, tolerance=tolerance, scene=xml)
+    return export_policy(bundle, target, head, obs, heads, tolerance=tolerance, scene=xml, origin=origin)
 
 
 def summary(exported: Exported) -> list[str]:

@@ -135,7 +135,7 @@ def _replay(plan: TrainPlan, share: _Share, sizes: dict[str, int], num_actions: 
     groups = {group: sizes[group] for group in ("policy", cfg.critic_group)}
     # on no device: it knows its size, and takes none
     place: Any = ("meta", getattr(torch, cfg.replay_dtype))
-    slots = guard_slots(cfg, cfg.runner.max_lead)
+    slots = guard_slots(cfg, cfg.runner)
     memory = ReplayBuffer(steps, share.num_envs, share.num_policies, groups, num_actions, *place, guard_slots=slots)
     detail = f"{steps:,} steps per env, {memory.bytes_per_transition:.0f} bytes per transition"
     return MemoryPart("replay memory", memory.num_bytes, detail)

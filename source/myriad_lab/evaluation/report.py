@@ -35,7 +35,6 @@ CURVES = {
     "Policy/mean_std": "Standard deviation of the actions",
     "Population/ess": "Effective sample size",
     "Perf/env_steps_per_second": "Env steps per second",
-    "Perf/total_fps": "Env steps per second",
 }
 """Metric -> title of its panel, in the order of the panels."""
 CARDS = (

@@ -37,6 +37,7 @@ def export_policy(
     *,
     tolerance: float = TOLERANCE,
     scene: str | None = None,
+    origin: str = "recorded",
 ) -> Exported:
     """Write ``policy.onnx``, ``policy.pt`` and ``contract.json``, once they were compared with torch.
 
@@ -44,10 +45,11 @@ def export_policy(
         bundle: Portfolio to export from.
         folder: Where the files go.
         head: Head to export, ``None`` for all heads with an index input.
-        obs: Recorded observations to compare on, shape (rows, num_obs); standard normal ones if there are none.
+        obs: Observations to compare on, shape (rows, num_obs); standard normal ones if there are none.
         heads: Head that saw each of them (rows,), for ``head=None``; each row goes to some head if not given.
         tolerance: Largest absolute difference of an action that passes.
         scene: MJCF to write beside them, as ``scene.xml``.
+        origin: Where the observations come from, for the contract: ``recorded`` or ``rollout``.
 
     Raises:
         ConfigurationError: If there is no such head, the folder is not writable, or packages are missing.
@@ -56,9 +58,8 @@ def export_policy(
     actor, folder = bundle.actor.cpu(), Path(folder)
     require_onnx()
     check_writable(folder)
-    observations = "recorded"
     if obs is None or len(obs) == 0:
-        observations = "normal"
+        origin = "normal"
         obs = np.random.default_rng(0).standard_normal((256, actor.num_obs)).astype(np.float32)
     if obs.shape[1] != actor.num_obs:
         raise ConfigurationError(f"observations of width {obs.shape[1]} for policies that take {actor.num_obs}")
@@ -72,7 +73,7 @@ def export_policy(
     with staged_files(folder) as stage:
         export_torchscript(policy, stage / "policy.pt", actor.num_obs, indexed)
         export_onnx(policy, stage / "policy.onnx", actor.num_obs, indexed)
-        parity = verify_export(policy, stage, obs, heads, observations=observations, tolerance=tolerance)
+        parity = verify_export(policy, stage, obs, heads, observations=origin, tolerance=tolerance)
         contract["parity"] = {**parity.to_dict(), "tolerance": tolerance}
         write_metadata(stage / "policy.onnx", contract_text(contract))
         write_contract(stage, contract)

@@ -32,7 +32,7 @@ class Parity:
     rows: int
     """Observations compared."""
     observations: str
-    """Where they come from: ``recorded`` or ``normal``."""
+    """Where they come from: ``recorded``, ``rollout`` or ``normal``."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers for the contract."""

@@ -57,7 +57,7 @@ def knn(
         exclude: ``none``; ``self``: query i is reference i and does not see itself; ``group``: a query does not see
             the references of its own group, e.g. of its own trajectory.
         method: ``tree`` (CPU only), ``dense``, ``fused`` (CUDA only, float32, k up to 64, d up to 128), ``boxes`` (as
-            ``fused``, d up to 3), or ``auto``: on a CPU the faster one as measured, on a GPU ``fused`` where it can
+            ``fused``, d up to 3), or ``auto``: on a CPU by a rule fitted to measurements, on a GPU ``fused`` where it can
             be, and ``boxes`` beyond :data:`BOXES_MIN_PAIRS`.
         chunk: Queries per tile of the dense method; ``None`` chooses.
 
@@ -158,6 +158,8 @@ def _choose_kernels(
     Raises:
         ConfigurationError: If some are asked for and cannot.
     """
+    if method == "tree" and queries.device.type != "cpu":
+        raise ConfigurationError(f"method='tree' is for the CPU, the points are on {queries.device}; take 'auto'.")
     if method in ("tree", "dense"):
         return None
     batch, num_queries, dim = queries.shape

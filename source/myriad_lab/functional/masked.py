@@ -32,7 +32,7 @@ def masked_std(values: torch.Tensor, mask: torch.Tensor, ranks: Collective = ALO
 def standardize(values: torch.Tensor, mask: torch.Tensor, eps: float = 1e-8, ranks: Collective = ALONE) -> torch.Tensor:
     """Return ``values`` with zero mean and unit variance over the entries of all ranks where ``mask``; 0 elsewhere."""
     centred = torch.where(mask, values - masked_mean(values, mask, ranks=ranks), 0.0)
-    return centred / (masked_std(values, mask, ranks) + eps)
+    return centred / (masked_mean(centred.square(), mask, ranks=ranks).sqrt() + eps)
 
 
 def park_invalid(points: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

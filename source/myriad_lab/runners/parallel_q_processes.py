@@ -18,6 +18,7 @@ from myriad_lab.distributed.tokens import Tokens
 from myriad_lab.distributed.workers import WorkerGroup, WorkerLink
 from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
 from myriad_lab.networks.q_ensemble import QEnsembleCfg
+from myriad_lab.runners.parallel_q_cfg import ParallelQRunnerCfg
 from myriad_lab.storage.replay import ReplayBuffer
 
 VALUE_LEARNER, POLICY_LEARNER = "value learner", "policy learner"
@@ -56,10 +57,12 @@ def collector_lead(cfg: PQLCfg, max_lead: int) -> int:
     return max(max_lead, math.ceil(1.0 / cfg.value_updates_per_step) + 1)
 
 
-def guard_slots(cfg: PQLCfg, max_lead: int) -> int:
-    """Return how many env steps may be written while one learner draws one sample."""
-    policy_lead = math.ceil((max_lead + 1) * cfg.policy_delay / cfg.value_updates_per_step)
-    return collector_lead(cfg, max_lead) + policy_lead + 2
+def guard_slots(cfg: PQLCfg, runner_cfg: ParallelQRunnerCfg) -> int:
+    """Return how many env steps may be written while one learner draws one sample: none where they take turns."""
+    if runner_cfg.mode != "parallel":
+        return 0
+    policy_lead = math.ceil((runner_cfg.max_lead + 1) * cfg.policy_delay / cfg.value_updates_per_step)
+    return collector_lead(cfg, runner_cfg.max_lead) + policy_lead + 2
 
 
 class ParallelLearners:

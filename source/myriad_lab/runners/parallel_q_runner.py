@@ -98,7 +98,7 @@ class ParallelQRunner(Runner):
         if ranks.world_size > 1:  # all ranks have the weights of all heads now, and keep their own
             check_shards(ranks.world_size * env.num_envs, actor.num_policies, ranks.world_size)
             actor = actor.select(range(actor.num_policies)[ranks.block(actor.num_policies)])
-        slots = guard_slots(cfg, self.runner_cfg.max_lead)
+        slots = guard_slots(cfg, runner_cfg)
         self.algorithm = PQL(
             actor, cfg, env.num_envs, sizes, device, seed, seeded=seeded, guard_slots=slots, ranks=ranks
         )
@@ -121,29 +121,6 @@ class ParallelQRunner(Runner):
     def learners(self) -> ParallelLearners | None:
         """The learner processes while ``learn`` runs in parallel mode."""
         return self._learners
-
-    def learn(self, num_learning_iterations: int) -> None:
-        """Train for this many iterations, or until ``request_stop``; saves at the end.
-
-        Raises:
-            WorkerDied: If a learner process dies; the last checkpoint stays.
-            NanGuardError: If a value, a loss or a network is not finite; the last checkpoint stays.
-        """
-        self._stop = False
-        self.cfg.check_prior(self.algorithm.seeded)
-        self.callbacks.on_start(self)
-        try:
-            self._start_learners()
-            for _ in range(num_learning_iterations):
-                self._iterate()
-                if self._asked_to_stop():
-                    break
-            self._sync()
-            if not self._is_due(self.runner_cfg.save_interval, self.iteration):
-                self._checkpoint()
-        finally:
-            self._stop_learners()
-            self.callbacks.on_stop(self)
 
     def save(self, path: str | Path) -> Path:
         """Write a bundle with all that is needed to resume; a call of all ranks, of which rank 0 writes.
@@ -172,7 +149,6 @@ class ParallelQRunner(Runner):
             config={"agent": asdict(self.cfg), "runner": asdict(self.runner_cfg)},
             metrics={key: value for key, value in self.metrics.items() if not key.startswith("Heads/")},
             head_metrics={"mean_reward": self.ranks.gather_rows(self.episodes.head_means()[0]).tolist()},
-            **self._sizes(),
         )
         actor = self.actor.collect(self.ranks)
         return save_bundle(path, actor, manifest, state, replay) if self.writes else Path(path)
@@ -189,7 +165,7 @@ class ParallelQRunner(Runner):
         heads = bundle.manifest.num_policies
         if self.runner_cfg.halving_iterations and heads < self.num_policies:
             self._keep_heads(list(range(heads)))
-        asked = {"task": self.env.spec.task, "algorithm": self.algorithm_name, **self._sizes()}
+        asked = {"task": self.env.spec.task, "algorithm": self.algorithm_name, **self.sizes}
         check_resume(bundle.manifest, self.env.spec, **asked)
         state = bundle.load_train_state()
         self.algorithm.load_state_dict(state["algorithm"])
@@ -201,16 +177,19 @@ class ParallelQRunner(Runner):
             self.episodes.load_state_dict(own["tracker"])
             restore_rng_state(own["rng"])
         self._has_success = bool(state["runner"]["has_success"])
-        self._best = float(state["runner"]["best_score"])
-        if bundle.has_replay:
+        if bundle.has_replay and own is not None:
             self.algorithm.replay.load_state_dict(bundle.load_replay())
         else:
             self.algorithm.restart_replay()
-        manifest = bundle.manifest
-        self.iteration, self.env_steps, self.wall_time = manifest.iteration, manifest.env_steps, manifest.wall_time
         self._obs = self.env.get_observations().to(self.device)
-        for sink in self.loggers:
-            sink.rewind(self.iteration)
+        self._restore(bundle, float(state["runner"]["best_score"]))
+
+    def _begin(self) -> None:
+        self.cfg.check_prior(self.algorithm.seeded)
+        self._start_learners()
+
+    def _end(self) -> None:
+        self._stop_learners()
 
     def _iterate(self) -> None:
         started = time.perf_counter()
@@ -225,8 +204,11 @@ class ParallelQRunner(Runner):
         if self.iteration + 1 in self.runner_cfg.halving_iterations and self.num_policies > 1:
             self._halve()
         self._close_iteration()
-        if self._is_due(self.runner_cfg.save_interval, self.iteration):
-            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        if self.run_folder is None:
+            self._sync()  # which saving does otherwise: whoever reads the networks after ``learn`` has the newest
+        super()._checkpoint()
 
     def _step(self) -> dict[str, torch.Tensor]:
         """Do one env step and, in interleaved mode, the updates it earned; returns scalars to average."""
@@ -267,18 +249,11 @@ class ParallelQRunner(Runner):
         if self._learners is not None:
             metrics |= self._learners.metrics()
             counts = self._learners.updates()
-        rate = self.runner_cfg.num_steps_per_iteration * self._sizes()["num_envs"] / elapsed
+        rate = self.runner_cfg.num_steps_per_iteration * self.sizes["num_envs"] / elapsed
         metrics |= {"env_steps": float(self.env_steps), "wall_time": self.wall_time}
-        metrics |= {"Perf/total_fps": rate, "Perf/iteration_time": elapsed}
+        metrics |= {"Perf/env_steps_per_second": rate, "Perf/iteration_time": elapsed}
         metrics |= {"Perf/value_updates": float(counts[0]), "Perf/policy_updates": float(counts[1])}
         return metrics
-
-    def _sizes(self) -> dict[str, int]:
-        """Return envs and policies of all ranks."""
-        return {
-            "num_envs": self.ranks.world_size * self.env.num_envs,
-            "num_policies": self.ranks.world_size * self.num_policies,
-        }
 
     def _over_ranks(self, averages: dict[str, float]) -> dict[str, float]:
         """Return the means over the ranks that have a number, on rank 0; which there are depends on what happened."""
@@ -308,6 +283,8 @@ class ParallelQRunner(Runner):
         # an episode must not count for two heads
         self._obs = self.env.reset().to(self.device)
         self.algorithm.replay.cut()
+        if self.algorithm.return_scale is not None:
+            self.algorithm.return_scale.restart()
 
     def _start_learners(self) -> None:
         if self.runner_cfg.mode == "parallel":
@@ -323,7 +300,3 @@ class ParallelQRunner(Runner):
         if self._learners is not None:
             self._learners.stop()
             self._learners = None
-
-    @staticmethod
-    def _is_due(interval: int, iteration: int) -> bool:
-        return interval > 0 and iteration % interval == 0

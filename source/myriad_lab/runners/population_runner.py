@@ -97,14 +97,12 @@ class PopulationRunner(Runner):
             ConfigurationError: If the numbers do not fit, or the env lacks what K-Myriad needs.
         """
         runner_cfg.validate()
-        num_envs = _check_env(env, num_policies, ranks)
+        _check_env(env, num_policies, ranks)
         _seed_everything(seed)
         guard = [NanGuardCallback(runner_cfg.nan_guard_interval)] if runner_cfg.nan_guard_interval else []
         observers = [*guard, *callbacks]
         super().__init__(env, cfg, runner_cfg, run_folder, device, seed, observers, loggers, manifest)
         self.ranks, self.writes = ranks, ranks.is_main
-        self.sizes = {"num_envs": num_envs, "num_policies": num_policies}
-        """Envs and policies of all ranks."""
         sizes = {group: env.spec.group_size(group) for group in env.spec.observations}
         if actor is None:
             actor = PopulationActor(sizes["policy"], env.num_actions, num_policies, cfg.actor)
@@ -131,22 +129,6 @@ class PopulationRunner(Runner):
         """Coverage of the reachable cells by one rollout."""
         return BEST_METRIC
 
-    def learn(self, num_learning_iterations: int) -> None:
-        """Run that many iterations, fewer after ``request_stop``; the last one is saved where there is a run folder."""
-        self._stop = False
-        last = self.iteration + num_learning_iterations
-        try:
-            self.callbacks.on_start(self)
-            while self.iteration < last and not self._asked_to_stop():
-                self._iterate()
-                if self.iteration % self.runner_cfg.save_interval == 0:
-                    self._checkpoint()
-            # Whoever asked for the end, and when: what is left behind is saved.
-            if self.iteration % self.runner_cfg.save_interval:
-                self._checkpoint()
-        finally:
-            self.callbacks.on_stop(self)
-
     def save(self, path: str | Path) -> Path:
         """Write a bundle with everything needed to resume bit-exactly on a CPU; a call of all ranks, rank 0 writes.
 
@@ -154,7 +136,7 @@ class PopulationRunner(Runner):
             CheckpointError: Where it cannot be written or a weight is not finite.
         """
         heads = {k: v.tolist() for k, v in self.algorithm.state_rewards.head_statistics.items()}
-        manifest = self._manifest(**self.sizes, metrics=self._population | self.metrics, head_metrics=heads)
+        manifest = self._manifest(metrics=self._population | self.metrics, head_metrics=heads)
         actor, state = self.actor.collect(self.ranks), self._train_state()
         return save_bundle(path, actor, manifest, state) if self.writes else Path(path)
 
@@ -174,15 +156,11 @@ class PopulationRunner(Runner):
         self._load_envs(state)
         if self.coverage is not None:
             self.coverage.visited.copy_(state["visited"])
-        self.iteration, self.env_steps = int(state["iteration"]), int(state["env_steps"])
-        self.wall_time, self._best = float(state["wall_time"]), float(state["best"])
-        self.metrics = {name: value for name, value in bundle.manifest.metrics.items() if value is not None}
+        self._restore(bundle, float(state["best"]))
         self._population = {name: value for name, value in self.metrics.items() if name.startswith("Population/")}
         heads = bundle.manifest.head_metrics
         self.algorithm.state_rewards.head_statistics = {k: torch.tensor(values) for k, values in heads.items()}
         restore_rng_state(state["rng"])
-        for sink in self.loggers:
-            sink.rewind(self.iteration)
 
     def _iterate(self) -> None:
         """Run one episode of every env, learn from it and log."""
@@ -259,9 +237,6 @@ class PopulationRunner(Runner):
             "algorithm": self.algorithm.state_dict(),
             "envs": self.ranks.collect(plain_state(self.env.state_dict(), "env")),
             "visited": None if self.coverage is None else self.coverage.visited,
-            "iteration": self.iteration,
-            "env_steps": self.env_steps,
-            "wall_time": self.wall_time,
             "best": self._best,
             "rng": capture_rng_state(),
         }
@@ -288,14 +263,12 @@ class PopulationRunner(Runner):
             save_visits(self.run_folder.recordings / name, features, valid, num_policies, info)
 
 
-def _check_env(env: VecEnv, num_policies: int, ranks: Collective) -> int:
-    """Return the number of envs of all ranks."""
+def _check_env(env: VecEnv, num_policies: int, ranks: Collective) -> None:
     num_envs = env.num_envs * ranks.world_size
     check_population(num_envs, num_policies)
     check_shards(num_envs, num_policies, ranks.world_size)
     if not env.provides_final_obs:
         raise ConfigurationError("pre-training needs final observations: build the env with final_obs=True")
-    return num_envs
 
 
 def _check_actor(actor: PopulationActor, num_obs: int, num_actions: int, num_policies: int) -> None:

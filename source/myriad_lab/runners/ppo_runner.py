@@ -112,25 +112,6 @@ class PPORunner(Runner):
         """Always 1."""
         return 1
 
-    def learn(self, num_learning_iterations: int) -> None:
-        """Run iterations, fewer where ``request_stop`` is called; the last one is saved."""
-        self._stop = False
-        if self.iteration == 0 and self.cfg.random_episode_start:
-            lengths = torch.randint_like(self.env.episode_length_buf, int(self.env.max_episode_length))
-            self._view.episode_length_buf = lengths
-        try:
-            self.callbacks.on_start(self)
-            last = self.iteration + num_learning_iterations
-            while self.iteration < last and not self._stop:
-                self._iterate()
-                if self.iteration % self.runner_cfg.save_interval == 0:
-                    self._checkpoint()
-            # Whoever asked for the end, and when: what is left behind is saved.
-            if self.iteration % self.runner_cfg.save_interval:
-                self._checkpoint()
-        finally:
-            self.callbacks.on_stop(self)
-
     def save(self, path: str | Path) -> Path:
         """Write a bundle that ``evaluate``, ``export`` and ``load`` read.
 
@@ -147,7 +128,6 @@ class PPORunner(Runner):
             "env": self.env.state_dict(),
             "episodes": self.episodes.state_dict(),
             "rng": capture_rng_state(),
-            "counters": {"iteration": self.iteration, "env_steps": self.env_steps, "wall_time": self.wall_time},
             "best": self._best,
             "has_success": self._has_success,
         }
@@ -160,8 +140,8 @@ class PPORunner(Runner):
             CheckpointError: If the bundle is damaged, or of another task or size; says what differs.
         """
         bundle = load_bundle(path, self.device)
-        sizes = {"num_envs": self.env.num_envs, "num_policies": 1}
-        check_resume(bundle.manifest, self.env.spec, task=self.env.spec.task, algorithm=self.algorithm_name, **sizes)
+        asked = {"task": self.env.spec.task, "algorithm": self.algorithm_name, **self.sizes}
+        check_resume(bundle.manifest, self.env.spec, **asked)
         state = bundle.load_train_state()
         if state["from_head"] != self.from_head:
             # The bundle says how the run began; a resumed command need not name the portfolio again.
@@ -179,17 +159,18 @@ class PPORunner(Runner):
         self.env.load_state_dict(state["env"])
         self.episodes.load_state_dict(state["episodes"])
         restore_rng_state(state["rng"])
-        counters = state["counters"]
-        self.iteration, self.env_steps = counters["iteration"], counters["env_steps"]
-        self.wall_time, self._best, self._has_success = counters["wall_time"], state["best"], state["has_success"]
-        self.metrics = {k: v for k, v in bundle.manifest.metrics.items() if v is not None}
-        for sink in self.loggers:
-            sink.rewind(self.iteration)
+        self._has_success = state["has_success"]
+        self._restore(bundle, state["best"])
 
     @property
     def best_metric(self) -> str:
         """Success where the task knows one, the return elsewhere."""
         return "Train/success" if self._has_success else "Train/mean_reward"
+
+    def _begin(self) -> None:
+        if self.iteration == 0 and self.cfg.random_episode_start:
+            lengths = torch.randint_like(self.env.episode_length_buf, int(self.env.max_episode_length))
+            self._view.episode_length_buf = lengths
 
     def _build(self, head: PopulationActor | None) -> None:
         """Set up the env view and RSL-RL's runner for a start from scratch or from a head."""

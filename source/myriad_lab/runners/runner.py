@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from myriad_lab.envs.contract import VecEnv
 from myriad_lab.functional.collective import ALONE
 from myriad_lab.monitor.logger import Logger
 from myriad_lab.networks.population import PopulationActor
+from myriad_lab.portfolio.bundle import Bundle
 from myriad_lab.portfolio.manifest import Manifest
 from myriad_lab.portfolio.run_folder import RunFolder
 from myriad_lab.runners.callbacks import Callback, CallbackList
@@ -25,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Runner(ABC):
-    """Base of the runners, with RSL-RL's names; an algorithm adds ``learn``, ``save`` and ``load``."""
+    """Base of the runners, with RSL-RL's names; an algorithm adds its iteration, ``save`` and ``load``."""
 
     algorithm_name: str
 
@@ -81,9 +83,53 @@ class Runner(ABC):
         """Policies in training."""
         return self.actor.num_policies
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Envs and policies of all ranks."""
+        ranks = self.ranks.world_size
+        return {"num_envs": ranks * self.env.num_envs, "num_policies": ranks * self.num_policies}
+
+    def learn(self, num_learning_iterations: int) -> None:
+        """Run that many iterations, fewer after ``request_stop``; the last one is saved where there is a run folder.
+
+        Raises:
+            NanGuardError: If something is not finite; the last checkpoint stays.
+            WorkerDied: If a learner process of PQL dies; the last checkpoint stays.
+        """
+        self._stop = False
+        last = self.iteration + num_learning_iterations
+        try:
+            self.callbacks.on_start(self)
+            self._begin()
+            while self.iteration < last and not self._asked_to_stop():
+                self._iterate()
+                if self._save_is_due():
+                    self._checkpoint()
+            if not self._save_is_due():
+                self._checkpoint()
+        finally:
+            try:
+                self._end()
+            finally:
+                self.callbacks.on_stop(self)
+
     @abstractmethod
     def save(self, path: str | Path) -> Path:
         """Write a bundle with everything needed to resume; returns its folder."""
+
+    @abstractmethod
+    def _iterate(self) -> None:
+        """Collect, learn, set ``metrics`` and close the iteration."""
+
+    def _begin(self) -> None:
+        """Do what comes before the first iteration of ``learn``."""
+
+    def _end(self) -> None:
+        """Do what comes at the end of ``learn``, also after an error."""
+
+    def _save_is_due(self) -> bool:
+        interval = self.runner_cfg.save_interval
+        return interval > 0 and self.iteration % interval == 0
 
     def request_stop(self) -> None:
         """Finish the iteration in progress, save and return from ``learn``; safe to call from a signal handler."""
@@ -140,14 +186,27 @@ class Runner(ABC):
             sink.log(self.metrics, self.iteration)
         self.iteration += 1
 
+    def _restore(self, bundle: Bundle, best: float) -> None:
+        """Take up the counters, the metrics and the mark of the best where a bundle left them."""
+        manifest = bundle.manifest
+        self.iteration, self.env_steps, self.wall_time = manifest.iteration, manifest.env_steps, manifest.wall_time
+        self.metrics = {name: value for name, value in manifest.metrics.items() if value is not None}
+        self._best = best
+        score, folder = manifest.score(), self.run_folder
+        own = self.writes and folder is not None and bundle.path.resolve().parent == folder.checkpoints.resolve()
+        if folder is not None and own and score is not None and score >= best:
+            folder.mark_best(bundle.path)  # a kill may have come between its saving and its mark
+        for sink in self.loggers:
+            sink.rewind(self.iteration)
+
     def _checkpoint(self) -> None:
         """Save, mark the best and drop the oldest, where there is a run folder."""
         if self.run_folder is None:
             return
-        score = self.metrics.get(self.best_metric)
-        is_best = score is not None and score >= self._best
-        if score is not None:
-            self._best = max(score, self._best)  # before saving: a resumed run knows it
+        score = self.metrics.get(self.best_metric, math.nan)
+        is_best = score >= self._best  # never where the metric is not there or not a number
+        if is_best:
+            self._best = score  # before saving: a resumed run knows it
         path = self.save(self.run_folder.checkpoint_path(self.iteration))
         if not self.writes:
             return
@@ -164,8 +223,7 @@ class Runner(ABC):
             "algorithm": self.algorithm_name,
             "spec": self.env.spec.to_dict(),
             "network": {},
-            "num_policies": self.num_policies,
-            "num_envs": self.env.num_envs,
+            **self.sizes,
             "config": {"agent": asdict(self.cfg)},
             "iteration": self.iteration,
             "env_steps": self.env_steps,

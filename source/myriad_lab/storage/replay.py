@@ -15,6 +15,7 @@ from myriad_lab.storage.replay_batch import ReplayBatch
 logger = logging.getLogger(__name__)
 
 _TERMINATED, _TIME_OUT, _VALID = 1, 2, 4
+_OBS = "ring/obs/"  # saved with a slot more than the rest: the one after the newest step has the newest observation
 _TICKETS = 2**31  # slots keep them in int32, so they begin again at 0 after so many ends of episodes
 
 
@@ -184,39 +185,60 @@ class ReplayBuffer:
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the written part of the memory and its counters."""
-        used = self.num_slots if self._wrapped else self._host_head + 1
-        ring = {key: value[:used].clone() for key, value in self._tensors().items() if key.startswith("ring/")}
-        rest = {key: value.clone() for key, value in self._tensors().items() if not key.startswith("ring/")}
-        rest["collectors"] = self._collectors.clone()
-        counters = {"head": self._host_head, "size": self._host_size, "wrapped": self._wrapped}
-        return {**ring, **rest, **counters, "continues": self._continues, "labels": list(self._labels)}
+        """Return the steps kept, oldest first, the last observations and the counters; tensors are on the CPU.
+
+        A memory may fill more than half of a GPU, which has no room for a second one then.
+        """
+        rest = {**self._final_parts(), "tickets_issued": self._tickets_issued, "collectors": self._collectors}
+        return {
+            **{
+                key: self._oldest_first(memory, self._host_size + key.startswith(_OBS))
+                for key, memory in self._ring_parts().items()
+            },
+            **{key: value.to("cpu", copy=True) for key, value in rest.items()},
+            "size": self._host_size,
+            "continues": self._continues,
+            "labels": list(self._labels),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned; the side table of last observations may be of another size.
+        """Restore what ``state_dict`` returned; ring and side table may have another number of rows.
 
         Raises:
-            CheckpointError: If the memory was saved with other sizes.
+            CheckpointError: If the memory holds more steps than this one keeps, or other rows.
         """
-        if (held := state["size"]) > (room := self.capacity_steps):
-            raise CheckpointError(f"The saved replay memory holds {held} steps, not {room}: raise replay_capacity.")
-        for key, tensor in self._tensors().items():
+        held = int(state["size"])
+        head = int(state.get("head", held))  # older bundles have all slots, in the order of the ring
+        if held > self.capacity_steps:
+            raise CheckpointError(
+                f"The saved replay memory holds {held} steps, not {self.capacity_steps}: raise replay_capacity."
+            )
+        for key, memory in (self._ring_parts() | self._final_parts()).items():
             saved = state.get(key)
-            if saved is None or saved.ndim != tensor.ndim or saved.shape[1:] != tensor.shape[1:]:
-                raise CheckpointError(f"The saved replay memory does not fit: {key} should be {tuple(tensor.shape)}.")
-            if key.startswith("final/"):
-                continue
-            if saved.ndim and (len(saved) > len(tensor) or (state["wrapped"] and len(saved) != len(tensor))):
+            if saved is None or saved.shape[1:] != memory.shape[1:]:
                 raise CheckpointError(
-                    f"The saved replay memory has {len(saved)} rows of {key}, not {len(tensor)}: keep replay_capacity, "
-                    "num_envs, the ratios of updates and max_lead as they were."
+                    f"The saved replay memory does not fit: {key} should be {(-1, *memory.shape[1:])}, and is "
+                    f"{None if saved is None else tuple(saved.shape)}."
                 )
-            (tensor[: len(saved)] if saved.ndim else tensor).copy_(saved)
-        self._restore_final_obs({group: state[f"final/{group}"] for group in self._final_obs})
-        self._host_head, self._host_size = int(state["head"]), int(state["size"])
-        self._wrapped, self._continues = bool(state["wrapped"]), bool(state["continues"])
+        for key, memory in self._ring_parts().items():
+            saved, rows = state[key], held + key.startswith(_OBS)
+            memory[:rows].copy_(saved[(torch.arange(rows) + head - held) % len(saved)])
+        self._tickets_issued.copy_(state["tickets_issued"])
+        self._host_head = self._host_size = held
+        self._head.fill_(held)
+        self._size.fill_(held)
+        self._continues = bool(state["continues"])
         self._collectors, self._labels = state["collectors"].to(self.device), [int(i) for i in state["labels"]]
         self.num_policies = len(self._labels)
+        self._restore_final_obs({group: state[f"final/{group}"] for group in self._final_obs})
+
+    def _oldest_first(self, memory: torch.Tensor, num_slots: int) -> torch.Tensor:
+        rows = torch.empty((num_slots, *memory.shape[1:]), dtype=memory.dtype)
+        first = (self._host_head - self._host_size) % self.num_slots
+        before_the_end = min(len(rows), self.num_slots - first)
+        rows[:before_the_end].copy_(memory[first : first + before_the_end])
+        rows[before_the_end:].copy_(memory[: len(rows) - before_the_end])
+        return rows
 
     def _restore_final_obs(self, saved: dict[str, torch.Tensor]) -> None:
         """Put each last observation where a table of this size has the row of its ticket."""
@@ -246,22 +268,26 @@ class ReplayBuffer:
         self._tickets = torch.full(shape, -1, dtype=torch.int32, device=self.device)
         self._tickets_issued = torch.zeros((), dtype=torch.int64, device=self.device)
         self._head, self._size = self._tickets_issued.clone(), self._tickets_issued.clone()
-        self._host_head, self._host_size, self._wrapped, self._continues = 0, 0, False, False
+        self._host_head, self._host_size, self._continues = 0, 0, False
         self._epochs = torch.zeros(self.num_slots, dtype=torch.uint8, device=self.device)
         self._labels = list(range(self.num_policies))
         heads = torch.arange(self.num_policies, device=self.device)
         self._collectors = heads.repeat_interleave(self.num_envs // self.num_policies).unsqueeze(0)
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        groups = {f"ring/obs/{group}": memory for group, memory in self._obs.items()}
-        groups |= {f"final/{group}": memory for group, memory in self._final_obs.items()}  # views into one storage
+    def _ring_parts(self) -> dict[str, torch.Tensor]:
         ring = {"actions": self._actions, "rewards": self._rewards, "flags": self._flags, "tickets": self._tickets}
         ring["epochs"] = self._epochs
-        counters = {"tickets_issued": self._tickets_issued, "head_tensor": self._head, "size_tensor": self._size}
-        return groups | {f"ring/{key}": value for key, value in ring.items()} | counters
+        obs = {f"{_OBS}{group}": memory for group, memory in self._obs.items()}
+        return obs | {f"ring/{key}": memory for key, memory in ring.items()}
+
+    def _final_parts(self) -> dict[str, torch.Tensor]:
+        return {f"final/{group}": memory for group, memory in self._final_obs.items()}
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        counters = {"tickets_issued": self._tickets_issued, "head": self._head, "size": self._size}
+        return self._ring_parts() | self._final_parts() | counters
 
     def _advance(self, after: int) -> None:
-        self._wrapped |= after == 0
         self._host_head, self._host_size = after, min(self._host_size + 1, self.capacity_steps)
         self._continues = True
         # published last, and the size after the head: readers take the size first and look as many steps behind it

@@ -16,7 +16,6 @@ from myriad_lab.algorithms.captured import WARM_UPS
 from myriad_lab.algorithms.pql import PQLCfg
 from myriad_lab.cli.benchmarks.floors import overlap_efficiency
 from myriad_lab.cli.benchmarks.line import BenchmarkLine, Case, Timing, Work, in_turns, summary
-from myriad_lab.cli.benchmarks.memory import PeakMemory
 from myriad_lab.envs.cores import usable_cores
 from myriad_lab.runners.callbacks import Callback
 from myriad_lab.runners.parallel_q_processes import POLICY_LEARNER, VALUE_LEARNER
@@ -77,25 +76,24 @@ def time_overlap(setting: Setting, device: str, quick: bool) -> list[BenchmarkLi
     everything = tuple(sorted({*cores.collector, *cores.learners}))
     rounds, iterations, steps = (1, 1, 10) if quick else (2, 4, 25)
     where = {"alone": cores.collector, "turns": everything, "parallel": cores.collector}
-    with PeakMemory(device) as peak:
-        runners, watches = {}, {name: _Watch(cores) for name in where}
-        for name, own in where.items():
-            mode = "parallel" if name == "parallel" else "interleaved"
-            with pinned(own):  # the threads of the physics stay where they were born
-                runners[name] = _runner(setting, device, mode, len(own), len(cores.learners), steps, watches[name])
-        runners["alone"].algorithm.counts.idle_steps = math.inf  # no env step earns an update
-        learning = []
-        for _ in range(rounds):
-            for name, runner in runners.items():
-                watches[name].begin(runner, iterations)
-                with pinned(where[name]):
-                    runner.learn(iterations + 10)  # the watch ends it sooner
-            with pinned(cores.learners):
-                learning.append(_time_learners(runners["alone"], setting, device, quick))
+    runners, watches = {}, {name: _Watch(cores) for name in where}
+    for name, own in where.items():
+        mode = "parallel" if name == "parallel" else "interleaved"
+        with pinned(own):  # the threads of the physics stay where they were born
+            runners[name] = _runner(setting, device, mode, len(own), len(cores.learners), steps, watches[name])
+    runners["alone"].algorithm.counts.idle_steps = math.inf  # no env step earns an update
+    learning = []
+    for _ in range(rounds):
+        for name, runner in runners.items():
+            watches[name].begin(runner, iterations)
+            with pinned(where[name]):
+                runner.learn(iterations + 10)  # the watch ends it sooner
+        with pinned(cores.learners):
+            learning.append(_time_learners(runners["alone"], setting, device, quick))
     for runner in runners.values():
         runner.env.close()
     times = {name: summary(watch.times) for name, watch in watches.items()}
-    return [_line(setting, times, summary(learning).median_s, runners["parallel"].metrics, cores, peak)]
+    return [_line(setting, times, summary(learning).median_s, runners["parallel"].metrics, cores)]
 
 
 def share_cores(device: str) -> Cores:
@@ -189,7 +187,6 @@ def _line(
     learn_s: float,
     metrics: dict[str, float],
     cores: Cores,
-    peak: PeakMemory,
 ) -> BenchmarkLine:
     alone, turns, both = (times[name].median_s for name in ("alone", "turns", "parallel"))
     where = f"cores {list(cores.collector)} and {list(cores.learners)}" if cores.pinned else "nothing pinned"
@@ -207,7 +204,7 @@ def _line(
         "the longer alone",
         turns,
         "in turns",
-        peak.num_bytes,
+        None,
         setting.num_envs,
         "envs",
         note,

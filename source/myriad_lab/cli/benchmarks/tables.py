@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,16 @@ def markdown_tables(contents: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def fill_page(page: Path, tables: Mapping[str, str]) -> None:
     """Replace what stands between ``<!-- table NAME -->`` and ``<!-- end -->`` in a page by the table of that name.
 
+    Where there is no such table the page says so, for an older one would be taken for a part of the records.
+
     Raises:
         ConfigurationError: If the page is not there, or has no place for a table.
     """
     if not page.is_file():
         raise ConfigurationError(f"there is no {page}; --page wants a Markdown file with places for the tables")
     text = page.read_text()
-    for name, table in tables.items():
+    for name in dict.fromkeys([*tables, *re.findall(r"<!-- table (\S+) -->", text)]):
+        table = tables.get(name, "Not in the records.")
         start, end = f"<!-- table {name} -->\n", "<!-- end -->"
         head, found, rest = text.partition(start)
         _, closed, tail = rest.partition(end)

@@ -55,7 +55,7 @@ class AntMazeTask(MazeTask):
         joints = (len(self.robot.joint_names),)
         return (
             TermSpec("root_height", (1,), "m"),
-            TermSpec("heading", (2,)),
+            TermSpec("heading", (2,), description="world x and y of the base's x axis; shorter than 1 where pitched"),
             TermSpec("projected_gravity", (3,)),
             TermSpec("lin_vel_b", (3,), "m/s"),
             TermSpec("ang_vel_b", (3,), "rad/s"),
@@ -71,7 +71,6 @@ class AntMazeTask(MazeTask):
         velocities_b = torch.bmm(velocities_w, to_world)
         return {
             "root_height": state.root_pos_w[:, 2:],
-            # The body's x axis seen from above; its length tells the pitch.
             "heading": to_world[:, :2, 0],
             "projected_gravity": -to_world[:, 2],
             "lin_vel_b": velocities_b[:, 0],
