@@ -66,7 +66,6 @@ def minibatch(ranks: Collective) -> ReplayBatch:
         steps=ids + 3,
         weights=(numbers[2] > 0.2).float(),
         env_ids=ids,
-        policy_ids=ids,
     )
     return batch.map(ranks.own_rows)
 

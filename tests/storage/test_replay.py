@@ -73,7 +73,6 @@ def check_row(stream: Stream, batch: ReplayBatch, at: tuple[int, int], newest: i
     """Check one row against the schedule; return its env and step."""
     env, step, episode = (int(x) for x in batch.obs["policy"][at])
     assert int(batch.env_ids[at]) == env
-    assert int(batch.policy_ids[at]) == env // (NUM_ENVS // NUM_POLICIES)
     assert batch.actions[at].tolist() == pytest.approx([env / 100, step / 100])
     if stream.kind(step, env) == "invalid":
         assert float(batch.weights[at]) == 0.0
@@ -128,7 +127,7 @@ def test_mixed_sample_has_the_share_of_own_rows() -> None:
     buffer = make()
     fill(buffer, {}, 10)
     batch = buffer.sample(4000, torch.Generator().manual_seed(0), own_fraction=0.5)
-    own = batch.policy_ids == torch.arange(NUM_POLICIES).unsqueeze(1)
+    own = batch.env_ids // (NUM_ENVS // NUM_POLICIES) == torch.arange(NUM_POLICIES).unsqueeze(1)
     # half by choice, and a third of the pooled half
     assert own.float().mean().item() == pytest.approx(0.5 + 0.5 / 3, abs=0.02)
 
@@ -249,17 +248,16 @@ def test_a_side_table_of_another_size_keeps_what_is_still_there(rows: int, guard
         second.write(**stream.advance())
 
 
-def test_heads_can_be_regrouped_and_rows_keep_their_collector() -> None:
+def test_fewer_heads_have_more_envs_each() -> None:
     buffer = make()
-    stream = fill(buffer, {}, 4)
-    buffer.regroup([0, 2])
-    for _ in range(4):
-        buffer.write(**stream.advance())
+    fill(buffer, {}, 4)
+    buffer.regroup(2)
     batch = buffer.sample(300, torch.Generator().manual_seed(0))
-    env, step = batch.obs["policy"][..., 0].long(), batch.obs["policy"][..., 1].long()
-    heads = torch.tensor([0, 2])
-    assert torch.equal(batch.policy_ids, torch.where(step < 4, env // 2, heads[env // 3]))
-    assert set(env[0].tolist()) == {0, 1, 2}
+    envs = batch.obs["policy"][..., 0].long()
+    assert [set(row.tolist()) for row in envs] == [{0, 1, 2}, {3, 4, 5}]
+    for count in (0, 4):
+        with pytest.raises(ConfigurationError, match=f"{count} heads do not divide num_envs=6"):
+            buffer.regroup(count)
 
 
 def test_bad_input_is_refused_with_a_sentence() -> None:

@@ -233,7 +233,7 @@ class PQL:
 
     def keep_heads(self, head_ids: Sequence[int]) -> None:
         """Go on with the given heads only and give them all envs, with their critics; optimisers start anew."""
-        self.replay.regroup(head_ids)
+        self.replay.regroup(len(head_ids))
         self.actor = self.actor.select(head_ids)
         self.prior = None if self.prior is None else self.prior.select(head_ids).requires_grad_(False)
         self.critic = self.critic.select(head_ids)

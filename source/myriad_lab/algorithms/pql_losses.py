@@ -42,17 +42,17 @@ class PQLLosses:
         self._cfg, self._mixed_precision = cfg, mixed_precision
 
     def critics(
-        self, batch: ReplayBatch, noise: torch.Tensor | None, reward_scale: torch.Tensor
+        self, batch: ReplayBatch, noise: torch.Tensor | None, reward_factor: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss of the critics of every head, (m,), and ``VALUE_METRICS``, (3,).
 
         Args:
             batch: Rows for every head.
             noise: Standard normal noise of the target actions, (m, batch, num_actions), or ``None`` for none.
-            reward_scale: Factor of the rewards, a scalar.
+            reward_factor: What rewards are multiplied by, a scalar; ``PQL.reward_factor``.
         """
         with self._autocast(batch):
-            target, value = self.targets(batch, noise, reward_scale)
+            target, value = self.targets(batch, noise, reward_factor)
             raw = self._critic(batch.obs[self._cfg.critic_group], batch.actions).float()
         if self._critic.cfg.kind == "categorical":
             errors = -(target.unsqueeze(1) * raw.log_softmax(-1)).sum(-1)
@@ -81,7 +81,7 @@ class PQLLosses:
 
     @torch.no_grad()
     def targets(
-        self, batch: ReplayBatch, noise: torch.Tensor | None, reward_scale: torch.Tensor
+        self, batch: ReplayBatch, noise: torch.Tensor | None, reward_factor: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return targets, (m, batch) or (m, batch, num_atoms), and the values bootstrapped from, (m, batch).
 
@@ -99,13 +99,13 @@ class PQLLosses:
             better = other > value
             raw = torch.where(better.unsqueeze(-1), other_raw, raw)
             value = torch.where(better, other, value)
-        rewards = batch.rewards * reward_scale
+        rewards = batch.rewards * reward_factor
         if self._target_critic.cfg.kind == "categorical":
             support = self._target_critic.support
             return categorical_projection(raw.softmax(-1), rewards, batch.discounts, support), value
         target = rewards + batch.discounts * value
         bounds = cfg.target_bounds
-        return target if bounds is None else target.clamp(bounds[0] * reward_scale, bounds[1] * reward_scale), value
+        return target if bounds is None else target.clamp(bounds[0] * reward_factor, bounds[1] * reward_factor), value
 
     def _worse_critic(self, obs: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return output (m, batch, num_outputs) and value (m, batch) of the target critic of the smaller value."""

@@ -9,6 +9,8 @@ from typing import Any
 class UpdateCounts:
     """Counts env steps and updates, and says how many updates they entitle to (PQL, arXiv 2307.12983).
 
+    An env step is here one of all envs together, whatever their number.
+
     Args:
         value_updates_per_step: Critic updates per env step of all envs.
         policy_delay: Critic updates per policy update.

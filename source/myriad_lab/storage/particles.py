@@ -134,13 +134,13 @@ class ParticleBuffer:
                 "ask for fewer or add more."
             )
         slots = torch.arange(self._head - filled, self._head, device=self.device) % self.capacity
-        ranks = (self._ids[:, slots] >= 0).cumsum(dim=1)
-        usable = ranks[:, -1:]
+        counts = (self._ids[:, slots] >= 0).cumsum(dim=1)
+        usable = counts[:, -1:]
         edges = torch.arange(num_per_policy + 1, device=self.device) * usable // num_per_policy
         low, high = edges[:, :-1], edges[:, 1:]
         share = self.ranks.draw(torch.rand, self.num_policies, num_per_policy, generator=generator, device=self.device)
         drawn = torch.minimum(low + (share * (high - low)).long(), (high - 1).maximum(low))
-        found = torch.searchsorted(ranks, drawn + 1).clamp_max(filled - 1)
+        found = torch.searchsorted(counts, drawn + 1).clamp_max(filled - 1)
         chosen = slots[found]
         index = chosen.unsqueeze(-1).expand(-1, -1, self.num_features)
         return self._features.gather(1, index), self._ids.gather(1, chosen)

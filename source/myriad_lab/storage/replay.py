@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ class ReplayBuffer:
         """Size of the memory [B], known before it is allocated."""
         item = torch.empty((), dtype=self.dtype).element_size()
         row = item * (sum(self.obs_sizes.values()) + self.num_actions)
-        return self.num_slots * (self.num_envs * (row + 4 + 4 + 1) + 1) + (self.final_rows + 1) * row
+        return self.num_slots * self.num_envs * (row + 4 + 4 + 1) + (self.final_rows + 1) * row
 
     @property
     def bytes_per_transition(self) -> float:
@@ -132,7 +132,6 @@ class ReplayBuffer:
         self._rewards[here].copy_(torch.where(valid, rewards, 0.0))
         self._tickets[here].copy_(torch.where(ended, tickets % _TICKETS, -1))
         self._flags[here].copy_(terminated * _TERMINATED + time_outs * _TIME_OUT + valid * _VALID)
-        self._epochs[here].fill_(len(self._collectors) - 1)
         self._tickets_issued += rank[-1]
         self._advance(after)
 
@@ -145,21 +144,15 @@ class ReplayBuffer:
             self._flags[(self._host_head - 1) % self.num_slots] = 0
         self._continues = False
 
-    def regroup(self, kept_heads: Sequence[int]) -> None:
-        """Hand the envs to fewer heads: current head ``kept_heads[j]`` is head ``j`` from now on.
-
-        What was written before keeps the id of the head that collected it, ids as they were at the start; "own" rows
-        of a head are from now on those of the envs it holds, whoever drove them before.
+    def regroup(self, num_policies: int) -> None:
+        """Hand the envs to another number of heads: a head's own rows are those of its envs, whoever drove them before.
 
         Raises:
-            ConfigurationError: If the new number of heads does not divide the envs.
+            ConfigurationError: If the heads do not divide the envs.
         """
-        if not kept_heads or self.num_envs % len(kept_heads):
-            raise ConfigurationError(f"{len(kept_heads)} heads do not divide num_envs={self.num_envs}.")
-        self.num_policies = len(kept_heads)
-        self._labels = [self._labels[i] for i in kept_heads]
-        row = torch.tensor(self._labels, device=self.device).repeat_interleave(self.num_envs // self.num_policies)
-        self._collectors = torch.cat([self._collectors, row.unsqueeze(0)])
+        if num_policies < 1 or self.num_envs % num_policies:
+            raise ConfigurationError(f"{num_policies} heads do not divide num_envs={self.num_envs}.")
+        self.num_policies = num_policies
 
     def sample(
         self,
@@ -189,7 +182,7 @@ class ReplayBuffer:
 
         A memory may fill more than half of a GPU, which has no room for a second one then.
         """
-        rest = {**self._final_parts(), "tickets_issued": self._tickets_issued, "collectors": self._collectors}
+        rest = {**self._final_parts(), "tickets_issued": self._tickets_issued}
         return {
             **{
                 key: self._oldest_first(memory, self._host_size + key.startswith(_OBS))
@@ -198,7 +191,6 @@ class ReplayBuffer:
             **{key: value.to("cpu", copy=True) for key, value in rest.items()},
             "size": self._host_size,
             "continues": self._continues,
-            "labels": list(self._labels),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -228,8 +220,6 @@ class ReplayBuffer:
         self._head.fill_(held)
         self._size.fill_(held)
         self._continues = bool(state["continues"])
-        self._collectors, self._labels = state["collectors"].to(self.device), [int(i) for i in state["labels"]]
-        self.num_policies = len(self._labels)
         self._restore_final_obs({group: state[f"final/{group}"] for group in self._final_obs})
 
     def _oldest_first(self, memory: torch.Tensor, num_slots: int) -> torch.Tensor:
@@ -269,14 +259,9 @@ class ReplayBuffer:
         self._tickets_issued = torch.zeros((), dtype=torch.int64, device=self.device)
         self._head, self._size = self._tickets_issued.clone(), self._tickets_issued.clone()
         self._host_head, self._host_size, self._continues = 0, 0, False
-        self._epochs = torch.zeros(self.num_slots, dtype=torch.uint8, device=self.device)
-        self._labels = list(range(self.num_policies))
-        heads = torch.arange(self.num_policies, device=self.device)
-        self._collectors = heads.repeat_interleave(self.num_envs // self.num_policies).unsqueeze(0)
 
     def _ring_parts(self) -> dict[str, torch.Tensor]:
         ring = {"actions": self._actions, "rewards": self._rewards, "flags": self._flags, "tickets": self._tickets}
-        ring["epochs"] = self._epochs
         obs = {f"{_OBS}{group}": memory for group, memory in self._obs.items()}
         return obs | {f"ring/{key}": memory for key, memory in ring.items()}
 
@@ -338,7 +323,6 @@ class ReplayBuffer:
             steps=steps,
             weights=((steps > 0) & ~(time_out & ~alive)).float(),
             env_ids=env_ids,
-            policy_ids=self._collectors[self._epochs[start % self.num_slots].long(), env_ids],
         )
 
 

@@ -27,9 +27,7 @@ class ReplayBatch:
     weights: torch.Tensor
     """1 for usable rows, 0 for rows whose step was invalid or whose final observation is gone."""
     env_ids: torch.Tensor
-    """Env of each row, int64 (num_policies, batch)."""
-    policy_ids: torch.Tensor
-    """Head that collected each row, int64 (num_policies, batch)."""
+    """Env of each row, int64 (num_policies, batch), by which the head that holds it is known."""
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> ReplayBatch:
         """Return a batch of ``function`` of every tensor."""

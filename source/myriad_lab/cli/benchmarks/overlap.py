@@ -28,8 +28,11 @@ class Setting:
     """What is collected and learnt."""
 
     task: str
+    """Registered task id."""
     num_envs: int
+    """Envs collected from."""
     batch_size: int
+    """Rows of a minibatch."""
     updates: int
     """Critic updates per env step; a policy update for every two."""
 
@@ -44,7 +47,9 @@ class Cores:
     """Which cores do what; both the same where nothing is pinned."""
 
     collector: tuple[int, ...]
+    """Numbers of the collector's cores."""
     learners: tuple[int, ...]
+    """Numbers of those that both learners share."""
 
     @property
     def pinned(self) -> bool:
