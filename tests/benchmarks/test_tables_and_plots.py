@@ -77,7 +77,9 @@ def test_an_empty_record_says_so() -> None:
 
 def test_a_page_is_filled_again_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page, path = tmp_path / "page.md", tmp_path / "cpu.json"
-    places = "".join(f"## {name}\n<!-- table {name} -->\n<!-- end -->\n" for name in ("machines", "env", "knn", "learner"))
+    places = "".join(
+        f"## {name}\n<!-- table {name} -->\n<!-- end -->\n" for name in ("machines", "env", "knn", "learner")
+    )
     page.write_text(f"# Page\n{places}The end.\n".replace("knn -->\n", "knn -->\n| of an older record |\n"))
     record("cpu", path)
     assert main(["benchmark", "table", "--json", str(path), "--page", str(page)]) == 0

@@ -89,15 +89,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     return fake
 
 
-def shipped_params() -> list[Any]:
-    """Return the shipped studies; those of Isaac Lab are read where it is."""
-    return [
-        pytest.param(path, id=path.stem, marks=[pytest.mark.isaaclab] if path.stem.startswith("isaac") else [])
-        for path in SHIPPED
-    ]
-
-
-@pytest.mark.parametrize("path", shipped_params())
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_studies_ask_for_runs_that_exist(path: Path, tmp_path: Path) -> None:
     study = load_study(path)
     actor = make_actor(num_policies=8)
@@ -122,7 +114,7 @@ def test_shipped_studies_ask_for_runs_that_exist(path: Path, tmp_path: Path) -> 
         if study.evaluation.kind == "exploration":
             assert study.evaluation.num_envs % (run.num_policies or 0) == 0
             assert study.evaluation.pool_size % (run.num_policies or 0) == 0
-    assert len(SHIPPED) == 12
+    assert len(SHIPPED) == 10
 
 
 def test_grid_runs_prerequisites_first_and_seeds_in_turn(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,8 +23,6 @@ from myriad_lab.networks.population import (
 )
 from myriad_lab.networks.stacked import collect_state, load_own_state
 from myriad_lab.storage.rollout import RolloutStorage
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -99,13 +96,7 @@ class KMyriad:
         self.state_rewards = StateRewards(
             cfg, num_steps, num_envs, actor.num_policies, obs_sizes["features"], self.device, seed, ranks
         )
-        if not self.state_rewards.measures_heads:
-            logger.warning(
-                "the entropies of the heads, their diversity and divergences are not measured: k=%d is not below the %d"
-                " particles of a head; lower k or num_policies, or take more particles",
-                cfg.k,
-                min(self.state_rewards.per_policy, self.state_rewards.drawn_per_policy),
-            )
+        self.state_rewards.tell_of_few_particles()
         self.value = self._make_value(obs_sizes["policy"] + 1) if cfg.num_epochs > 1 else None
         self.optimizer = PopulationOptimizer(actor, self.value, cfg, ranks)
         self._improve = (

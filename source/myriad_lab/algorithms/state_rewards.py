@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from myriad_lab.functional.collective import ALONE, Collective
 from myriad_lab.functional.entropy import REWARD_KINDS, EntropyEstimate, head_statistics, particle_rewards
 from myriad_lab.functional.masked import masked_mean, masked_std, park_invalid, standardize
 from myriad_lab.storage.particles import ParticleBuffer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -105,8 +108,7 @@ class StateRewards:
         self.per_trajectory = num_steps // cfg.particle_stride
         self.per_policy = self.per_trajectory * num_envs // num_policies
         self._check_counts(num_envs * ranks.world_size, num_steps)
-        self.measures_heads = cfg.k < min(self.per_policy, self.drawn_per_policy)
-        """Whether a head has enough particles for an entropy of its own."""
+        self._measures_heads = cfg.k < min(self.per_policy, self.drawn_per_policy)
         scale = torch.tensor(cfg.feature_scale or [1.0], dtype=torch.float32, device=device).expand(num_features)
         self._scale = scale
         self._log_unit = math.fsum(math.log(s) for s in scale.tolist())
@@ -120,6 +122,16 @@ class StateRewards:
     def drawn_per_policy(self) -> int:
         """Particles of each policy that fit into the largest pool."""
         return self.cfg.max_particles // (self.num_policies * self.ranks.world_size)
+
+    def tell_of_few_particles(self) -> None:
+        """Warn where a head has too few particles for an entropy of its own."""
+        if not self._measures_heads:
+            logger.warning(
+                "the entropies of the heads, their diversity and divergences are not measured: k=%d is not below the %d"
+                " particles of a head; lower k or num_policies, or take more particles",
+                self.cfg.k,
+                min(self.per_policy, self.drawn_per_policy),
+            )
 
     def particles(self, field: torch.Tensor) -> torch.Tensor:
         """Return every ``particle_stride``-th row of ``(num_steps, num_envs, ...)``: ``(num_envs, particle, ...)``."""
@@ -156,7 +168,7 @@ class StateRewards:
             "Population/entropy_pool": pool.entropy + self._log_unit,
             "Population/reward_std": masked_std(pool.rewards, pool.rewarded, self.ranks),
         }
-        if self.measures_heads and self._calls % self.cfg.statistics_interval == 0:
+        if self._measures_heads and self._calls % self.cfg.statistics_interval == 0:
             metrics |= self._statistics(pool.current)
         self._calls += 1
         return rewards, self.ranks.sum(pool.rewarded.sum()).clamp_min(1), metrics

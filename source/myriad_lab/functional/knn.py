@@ -57,8 +57,8 @@ def knn(
         exclude: ``none``; ``self``: query i is reference i and does not see itself; ``group``: a query does not see
             the references of its own group, e.g. of its own trajectory.
         method: ``tree`` (CPU only), ``dense``, ``fused`` (CUDA only, float32, k up to 64, d up to 128), ``boxes`` (as
-            ``fused``, d up to 3), or ``auto``: on a CPU by a rule fitted to measurements, on a GPU ``fused`` where it can
-            be, and ``boxes`` beyond :data:`BOXES_MIN_PAIRS`.
+            ``fused``, d up to 3), or ``auto``: on a CPU by a rule fitted to measurements, on a GPU ``fused`` where it
+            can be, and ``boxes`` beyond :data:`BOXES_MIN_PAIRS`.
         chunk: Queries per tile of the dense method; ``None`` chooses.
 
     Returns:

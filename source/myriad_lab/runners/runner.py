@@ -121,10 +121,10 @@ class Runner(ABC):
     def _iterate(self) -> None:
         """Collect, learn, set ``metrics`` and close the iteration."""
 
-    def _begin(self) -> None:
+    def _begin(self) -> None:  # noqa: B027 - most runners have nothing to do there
         """Do what comes before the first iteration of ``learn``."""
 
-    def _end(self) -> None:
+    def _end(self) -> None:  # noqa: B027
         """Do what comes at the end of ``learn``, also after an error."""
 
     def _save_is_due(self) -> bool:
