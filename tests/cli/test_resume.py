@@ -19,6 +19,7 @@ from myriad_lab.portfolio.bundle import load_bundle
 from myriad_lab.portfolio.manifest import Manifest
 from myriad_lab.portfolio.run_folder import RunFolder
 from myriad_lab.runners.callbacks import Callback
+from myriad_lab.runners.population_runner import PopulationRunner
 
 TASK = "Myriad-PointMaze-Maze"
 FLAGS: dict[str, Any] = {"task": TASK, "num_envs": 8, "num_policies": 2, "logger": "none"}
@@ -233,6 +234,16 @@ def test_a_resume_from_a_cut_file_leaves_the_run_as_it_was(
     assert main(["train", "--checkpoint", str(folder), "--max_iterations", "4"]) == 2
     assert f"{name} is truncated" in capsys.readouterr().err
     assert contents(folder) == before
+
+
+def test_the_best_bundle_that_a_kill_left_unmarked_is_marked_by_a_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PopulationRunner, "_score", lambda self: 1.0 / self.iteration)
+    every = [*SMALL, "agent.runner.save_interval=1"]
+    folder = RunFolder(train({**FLAGS, "max_iterations": 1}, every).folder)
+    best = folder.checkpoints / "best.json"
+    best.unlink()  # as if the kill had come before it was written
+    train({"checkpoint": str(folder.path), "max_iterations": 2})
+    assert json.loads(best.read_text())["name"] == "iteration_000001"
 
 
 def test_going_on_from_an_older_bundle_sets_what_came_after_it_aside(caplog: pytest.LogCaptureFixture) -> None:

@@ -93,7 +93,7 @@ def test_a_bundle_that_was_saved_and_not_yet_marked_as_the_best_is_so_after_a_re
     run.mark_best("iteration_000001")  # as it was when the run was killed
     rest = make(run, **settings)
     rest.load(run.latest())
-    assert run.best().name == "iteration_000002"
+    assert run.best().name == "iteration_000001", "loading writes nothing"
     rest.learn(1)
     assert run.best().name == "iteration_000002"
 

@@ -21,6 +21,7 @@ from myriad_lab.errors import CheckpointError, ConfigurationError
 from myriad_lab.monitor.nan_guard import NanGuardError
 from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
 from myriad_lab.networks.q_ensemble import QEnsembleCfg
+from myriad_lab.portfolio.atomic import read_json
 from myriad_lab.portfolio.bundle import load_bundle
 from myriad_lab.portfolio.run_folder import RunFolder
 from myriad_lab.runners.callbacks import Callback
@@ -367,8 +368,25 @@ def test_best_and_stop(scores: tuple[float, ...], tmp_path: Path) -> None:
     runner = make(run, save_interval=1, best_metric="Eval/score", callbacks=callbacks)
     runner.learn(100)
     assert runner.iteration == 3
-    assert run.best().name == "iteration_000002"
+    assert read_json(run.checkpoints / "best.json")["name"] == "iteration_000002"
     assert run.latest().name == "iteration_000003"
+
+
+def test_who_was_told_of_the_start_is_told_of_the_end() -> None:
+    class Told(Callback):
+        ended = False
+
+        def on_stop(self, runner: Any) -> None:
+            self.ended = True
+
+    class Fails(Callback):
+        def on_start(self, runner: Any) -> None:
+            raise OSError("no display")
+
+    told = Told()
+    with pytest.raises(OSError, match="no display"):
+        make(callbacks=[told, Fails()]).learn(1)
+    assert told.ended
 
 
 def test_invalid_rows_get_no_weight_and_episodes_are_counted() -> None:

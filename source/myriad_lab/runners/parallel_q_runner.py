@@ -182,7 +182,7 @@ class ParallelQRunner(Runner):
         else:
             self.algorithm.restart_replay()
         self._obs = self.env.get_observations().to(self.device)
-        self._restore(bundle, float(state["runner"]["best_score"]))
+        self._restore(bundle.manifest, float(state["runner"]["best_score"]))
 
     def _begin(self) -> None:
         self.cfg.check_prior(self.algorithm.seeded)

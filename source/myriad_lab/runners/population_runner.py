@@ -156,7 +156,7 @@ class PopulationRunner(Runner):
         self._load_envs(state)
         if self.coverage is not None:
             self.coverage.visited.copy_(state["visited"])
-        self._restore(bundle, float(state["best"]))
+        self._restore(bundle.manifest, float(state["best"]))
         self._population = {name: value for name, value in self.metrics.items() if name.startswith("Population/")}
         heads = bundle.manifest.head_metrics
         self.algorithm.state_rewards.head_statistics = {k: torch.tensor(values) for k, values in heads.items()}

@@ -160,7 +160,7 @@ class PPORunner(Runner):
         self.episodes.load_state_dict(state["episodes"])
         restore_rng_state(state["rng"])
         self._has_success = state["has_success"]
-        self._restore(bundle, state["best"])
+        self._restore(bundle.manifest, state["best"])
 
     @property
     def best_metric(self) -> str:

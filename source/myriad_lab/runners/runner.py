@@ -18,7 +18,6 @@ from myriad_lab.envs.contract import VecEnv
 from myriad_lab.functional.collective import ALONE
 from myriad_lab.monitor.logger import Logger
 from myriad_lab.networks.population import PopulationActor
-from myriad_lab.portfolio.bundle import Bundle
 from myriad_lab.portfolio.manifest import Manifest
 from myriad_lab.portfolio.run_folder import RunFolder
 from myriad_lab.runners.callbacks import Callback, CallbackList
@@ -98,6 +97,8 @@ class Runner(ABC):
         """
         self._stop = False
         last = self.iteration + num_learning_iterations
+        if self.run_folder is not None and (reached := self.run_folder.checkpoint_path(self.iteration)).is_dir():
+            self._mark_if_best(reached)  # a kill may have come between its saving and its mark
         try:
             self.callbacks.on_start(self)
             self._begin()
@@ -105,7 +106,7 @@ class Runner(ABC):
                 self._iterate()
                 if self._save_is_due():
                     self._checkpoint()
-            if not self._save_is_due():
+            if not self._save_is_due():  # whoever asked for the end, and when
                 self._checkpoint()
         finally:
             try:
@@ -186,16 +187,11 @@ class Runner(ABC):
             sink.log(self.metrics, self.iteration)
         self.iteration += 1
 
-    def _restore(self, bundle: Bundle, best: float) -> None:
-        """Take up the counters, the metrics and the mark of the best where a bundle left them."""
-        manifest = bundle.manifest
+    def _restore(self, manifest: Manifest, best: float) -> None:
+        """Take up counters, metrics and the best score so far where a bundle left them."""
         self.iteration, self.env_steps, self.wall_time = manifest.iteration, manifest.env_steps, manifest.wall_time
         self.metrics = {name: value for name, value in manifest.metrics.items() if value is not None}
         self._best = best
-        score, folder = manifest.score(), self.run_folder
-        own = self.writes and folder is not None and bundle.path.resolve().parent == folder.checkpoints.resolve()
-        if folder is not None and own and score is not None and score >= best:
-            folder.mark_best(bundle.path)  # a kill may have come between its saving and its mark
         for sink in self.loggers:
             sink.rewind(self.iteration)
 
@@ -203,17 +199,22 @@ class Runner(ABC):
         """Save, mark the best and drop the oldest, where there is a run folder."""
         if self.run_folder is None:
             return
-        score = self.metrics.get(self.best_metric, math.nan)
-        is_best = score >= self._best  # never where the metric is not there or not a number
-        if is_best:
-            self._best = score  # before saving: a resumed run knows it
+        if self._score() >= self._best:
+            self._best = self._score()  # before saving: a resumed run knows it
         path = self.save(self.run_folder.checkpoint_path(self.iteration))
         if not self.writes:
             return
-        if is_best:
-            self.run_folder.mark_best(path)
+        self._mark_if_best(path)
         self.run_folder.prune(self.runner_cfg.keep_checkpoints)
         self.callbacks.on_checkpoint(self, path)
+
+    def _score(self) -> float:
+        """Return the metric that decides which checkpoint is best; NaN, which is never best, where it is not there."""
+        return self.metrics.get(self.best_metric, math.nan)
+
+    def _mark_if_best(self, path: Path) -> None:
+        if self.run_folder is not None and self.writes and self._score() >= self._best:
+            self.run_folder.mark_best(path)
 
     def _manifest(self, **entries: Any) -> Manifest:
         """Return the manifest of a bundle: what all runners know, ``entries``, and what the caller knows better."""

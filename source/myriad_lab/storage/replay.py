@@ -184,10 +184,7 @@ class ReplayBuffer:
         """
         rest = {**self._final_parts(), "tickets_issued": self._tickets_issued}
         return {
-            **{
-                key: self._oldest_first(memory, self._host_size + key.startswith(_OBS))
-                for key, memory in self._ring_parts().items()
-            },
+            **{key: self._kept(memory, key.startswith(_OBS)) for key, memory in self._ring_parts().items()},
             **{key: value.to("cpu", copy=True) for key, value in rest.items()},
             "size": self._host_size,
             "continues": self._continues,
@@ -213,8 +210,7 @@ class ReplayBuffer:
                     f"{None if saved is None else tuple(saved.shape)}."
                 )
         for key, memory in self._ring_parts().items():
-            saved, rows = state[key], held + key.startswith(_OBS)
-            memory[:rows].copy_(saved[(torch.arange(rows) + head - held) % len(saved)])
+            _unroll(state[key], head - held, memory[: held + key.startswith(_OBS)])
         self._tickets_issued.copy_(state["tickets_issued"])
         self._host_head = self._host_size = held
         self._head.fill_(held)
@@ -222,13 +218,10 @@ class ReplayBuffer:
         self._continues = bool(state["continues"])
         self._restore_final_obs({group: state[f"final/{group}"] for group in self._final_obs})
 
-    def _oldest_first(self, memory: torch.Tensor, num_slots: int) -> torch.Tensor:
-        rows = torch.empty((num_slots, *memory.shape[1:]), dtype=memory.dtype)
-        first = (self._host_head - self._host_size) % self.num_slots
-        before_the_end = min(len(rows), self.num_slots - first)
-        rows[:before_the_end].copy_(memory[first : first + before_the_end])
-        rows[before_the_end:].copy_(memory[: len(rows) - before_the_end])
-        return rows
+    def _kept(self, memory: torch.Tensor, with_newest: bool) -> torch.Tensor:
+        slots = torch.empty((self._host_size + with_newest, *memory.shape[1:]), dtype=memory.dtype)
+        _unroll(memory, self._host_head - self._host_size, slots)
+        return slots
 
     def _restore_final_obs(self, saved: dict[str, torch.Tensor]) -> None:
         """Put each last observation where a table of this size has the row of its ticket."""
@@ -329,6 +322,14 @@ class ReplayBuffer:
 def _pick(memory: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Return rows of ``memory`` (rows, ...) at an index of any shape; several times faster than ``memory[index]``."""
     return memory.index_select(0, index.reshape(-1)).unflatten(0, index.shape)
+
+
+def _unroll(ring: torch.Tensor, first: int, slots: torch.Tensor) -> None:
+    """Copy as many slots of a ring as ``slots`` has, from number ``first`` on, which may count from its end."""
+    first %= max(1, len(ring))
+    before_the_end = min(len(slots), len(ring) - first)
+    slots[:before_the_end].copy_(ring[first : first + before_the_end])
+    slots[before_the_end:].copy_(ring[: len(slots) - before_the_end])
 
 
 def _uniform_index(draw: torch.Tensor, high: int | torch.Tensor) -> torch.Tensor:

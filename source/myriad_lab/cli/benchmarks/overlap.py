@@ -209,8 +209,7 @@ def _line(
         "the longer alone",
         turns,
         "in turns",
-        None,
-        setting.num_envs,
-        "envs",
-        note,
+        x=setting.num_envs,
+        x_name="envs",
+        note=note,
     )
