@@ -39,6 +39,11 @@ def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_too_few_particles_for_the_entropy_of_a_head_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    train({**FLAGS, "max_iterations": 1}, [*NETWORK, "agent.k=40", "agent.particle_stride=1"])
+    assert caplog.text.count("k=40 is not below the 40 particles of a head") == 1
+
+
 def test_a_run_leaves_a_folder_that_explains_itself() -> None:
     result = train({**FLAGS, "max_iterations": 2, "run_name": "first", "seed": 3}, TINY)
     folder = RunFolder(result.folder)
