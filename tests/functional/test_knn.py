@@ -117,17 +117,46 @@ def test_rounding_that_centring_cannot_help_is_found_and_mended():
     torch.testing.assert_close(distances.flatten(0, 1).double(), expected, rtol=2e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("k", [9, 20])
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_tiles_do_not_matter(monkeypatch, chunk):
+def test_tiles_do_not_matter(monkeypatch, chunk, k):
     points, ids = walks(10, 50, 4)
     groups = {"query_groups": ids, "reference_groups": ids, "exclude": "group", "method": "dense"}
-    expected, _ = knn(points, points, 9, **groups)
-    monkeypatch.setattr(knn_dense, "MAX_COLUMNS", {"cpu": 48, "gpu": 48})
-    distances, indices = knn(points, points, 9, chunk=chunk, **groups)
+    expected, _ = knn(points, points, k, **groups)
+    for constant in ("MAX_COLUMNS", "COLUMNS"):
+        monkeypatch.setattr(knn_dense, constant, {"cpu": 48, "gpu": 48})
+    monkeypatch.setattr(knn_dense, "GATHERED", {"cpu": 3000, "gpu": 3000})
+    distances, indices = knn(points, points, k, chunk=chunk, **groups)
     torch.testing.assert_close(distances, expected)
     assert (ids[indices] != ids[:, None]).all()
-    alone, _ = knn(points, points, 9, exclude="self", method="dense", chunk=chunk)
-    torch.testing.assert_close(alone.double(), brute(points, points, 9, torch.eye(500, dtype=torch.bool)))
+    alone, _ = knn(points, points, k, exclude="self", method="dense", chunk=chunk)
+    torch.testing.assert_close(alone.double(), brute(points, points, k, torch.eye(500, dtype=torch.bool)))
+    within, _ = knn_within(points.view(2, 250, 4), k, method="dense")
+    halves = torch.arange(500) // 250
+    apart = (halves[:, None] != halves) | torch.eye(500, dtype=torch.bool)
+    torch.testing.assert_close(within.flatten(0, 1).double(), brute(points, points, k, apart))
+
+
+@pytest.mark.parametrize("k", [5, 20])
+def test_many_references_are_selected_by_groups(k):
+    points, ids = walks(170, 100, 9)  # more than a tile holds, and no multiple of anything
+    asked = slice(4000, 4200)
+    groups = {"query_groups": ids[asked], "reference_groups": ids, "exclude": "group"}
+    distances, indices = knn(points[asked], points, k, **groups, method="dense")
+    expected = brute(points[asked], points, k, ids[asked, None] == ids)
+    torch.testing.assert_close(distances.double(), expected, rtol=2e-6, atol=1e-7)
+    torch.testing.assert_close((points[indices] - points[asked, None]).norm(dim=-1), distances)
+
+
+@pytest.mark.parametrize(("total", "width", "size"), [(64, 64, 1), (512, 48, 8), (512, 48, 4), (2816, 2048, 8)])
+def test_every_reference_is_in_one_group_of_the_tile_it_is_in(total, width, size):
+    layout = knn_dense.Layout(total, width, size)
+    members = layout.members(torch.arange(layout.num_groups)).view(-1, size)
+    assert members.flatten().sort().values.tolist() == list(range(total))
+    side = torch.arange(float(total))[None, :, None]
+    none = knn_dense.Exclusion()
+    minima = knn_dense._minima(torch.ones(1, 1, 1), side, slice(0, 1), layout, none, torch.empty(1, width))
+    assert minima[0, 0].tolist() == members.amin(dim=1).tolist()
 
 
 def test_two_stage_selection_equals_a_sort():

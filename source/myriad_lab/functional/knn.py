@@ -143,11 +143,11 @@ def group_sizes(groups: torch.Tensor, reference_groups: torch.Tensor | None = No
 def _use_tree(method: Method, num_references: int, dim: int, looked_at: int) -> bool:
     """Say whether to search with the tree on a CPU, which has to look at that many of the nearest references.
 
-    Fitted to normal clouds and random walks of 4,096 and 16,384 points, k = 5 and 50, with and without groups of 32 to
-    pass over: the tree is the faster one up to 7 and 8 dimensions for k = 5, up to 6 and 7 for k = 50 or with groups.
+    Fitted to normal clouds and random walks of 4,096, 16,384 and 65,536 points, k = 5 and 50: the tree is the faster
+    one up to 6, 8 and 8 dimensions for k = 5, up to 5, 6 and 7 for k = 50 (of walks a dimension or two further).
     ``myriad benchmark knn`` shows both sides of it. No clock decides, so that a run can be repeated to the bit.
     """
-    return method == "tree" or (method == "auto" and looked_at * 5**dim <= 220 * num_references)
+    return method == "tree" or (method == "auto" and looked_at * 5**dim <= 120 * num_references)
 
 
 def _choose_kernels(

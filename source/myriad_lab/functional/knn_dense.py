@@ -1,9 +1,10 @@
 """Dense k-nearest-neighbour search: tiles of squared distances by one matmul, selection, re-ranking by subtraction.
 
-A tile holds ``|r|^2 - 2 q.r``, which orders the references of one query as their distances do. In float32 that
-expanded form confuses neighbours that are much closer to each other than to the origin. So the features are centred, a
-few candidates more than ``k`` are kept, their distances are recomputed by direct subtraction, and every row says
-whether the rounding error could have cost it a true neighbour.
+A tile holds ``|r|^2 - 2 q.r``, which orders the references of one query as their distances do. Where there are many,
+only the minimum of each group of a few outlives the tile, and the groups with the smallest minima have the neighbours.
+In float32 the expanded form confuses neighbours that are much closer to each other than to the origin. So the features
+are centred, a few candidates more than ``k`` are kept, their distances are recomputed by direct subtraction, and every
+row says whether the rounding error could have cost it a true neighbour.
 """
 
 from __future__ import annotations
@@ -18,16 +19,22 @@ import torch
 MARGIN = {"cpu": 4, "gpu": 8}
 """Candidates kept beyond ``k`` for the re-ranking; more where rows in doubt are not searched again."""
 GROUP = 16
-"""References per group in the two-stage selection; measured best of 16 to 128 on a CPU."""
-CPU_TILE = 1 << 20
-"""Elements of a distance tile for each CPU thread, and for two at least: it stays in the cache between the matmul and
-the selection, and has the rows that the matmul needs to be fast."""
+"""Entries per group in the two-stage selection; measured best of 16 to 128 on a CPU."""
+MAX_COLUMNS = {"cpu": 1 << 13, "gpu": 1 << 18}
+"""References up to which a tile has them all, and single ones are selected; beyond, groups of :data:`SIZE`."""
+SIZE = 8
+"""References per group where groups are selected; all members are re-ranked. Measured best of 2 to 16 on a CPU."""
+COLUMNS = {"cpu": 1 << 11, "gpu": 1 << 18}
+"""References of a tile whose groups are selected."""
+CPU_TILE = 1 << 19
+"""Elements of a distance tile for each CPU thread (2 MiB), and for two at least: it stays in the cache between the
+matmul and the selection, and has the rows that the matmul needs to be fast."""
 GPU_TILE = 1 << 28
 """Elements of a distance tile on a GPU (1 GiB in float32)."""
+GATHERED = {"cpu": 1 << 18, "gpu": 1 << 28}
+"""Features of candidates that are gathered at a time."""
 SORTING_THREADS = 4
 """Threads up to which numpy selects faster with one than torch with all of them."""
-MAX_COLUMNS = {"cpu": 1 << 13, "gpu": 1 << 18}
-"""References per tile; beyond, a running selection is merged over the tiles."""
 
 
 @dataclass
@@ -51,7 +58,7 @@ class Exclusion:
     query_groups: torch.Tensor | None = None
     """Group of each query as a number of the tile's type, shape (b, n); references of the group are left out."""
     reference_groups: torch.Tensor | None = None
-    """Group of each reference, shape (b, m), padded to a multiple of :data:`GROUP`."""
+    """Group of each reference, shape (b, m), padded as the references are."""
 
     @classmethod
     def by_group(cls, queries: torch.Tensor, references: torch.Tensor, dtype: torch.dtype) -> Exclusion:
@@ -62,8 +69,8 @@ class Exclusion:
         """
         ordered = torch.cat([queries, references]).sort().values
         ranks = [torch.searchsorted(ordered, groups.contiguous()).to(dtype)[None] for groups in (queries, references)]
-        padding = -len(references) % GROUP
-        return cls(query_groups=ranks[0], reference_groups=torch.nn.functional.pad(ranks[1], (0, padding)))
+        padded = torch.nn.functional.pad(ranks[1], (0, _padding(len(references))))
+        return cls(query_groups=ranks[0], reference_groups=padded)
 
     def mask(self, tile: torch.Tensor, rows: slice, columns: slice, scratch: torch.Tensor) -> None:
         """Make the excluded entries of ``tile`` (b, rows, columns) at least :func:`beyond`, in place."""
@@ -76,6 +83,45 @@ class Exclusion:
             if start < stop:
                 block = tile[:, start - rows.start : stop - rows.start, start - columns.start : stop - columns.start]
                 block.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
+
+    def forbids(self, references: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Say which of ``references`` (b, rows, c) the queries of ``rows`` must not see."""
+        if self.query_groups is not None and self.reference_groups is not None:
+            own = self.reference_groups.expand(len(references), -1).gather(1, references.flatten(1))
+            return own.view_as(references) == self.query_groups[:, rows, None]
+        if self.own_row:
+            return references == torch.arange(rows.start, rows.stop, device=references.device)[:, None]
+        return torch.zeros_like(references, dtype=torch.bool)
+
+
+@dataclass
+class Layout:
+    """Which references the columns of a tile are, and how they are grouped."""
+
+    total: int
+    """References, padded."""
+    width: int
+    """Most references of a tile."""
+    size: int
+    """References of a group: columns of a tile that are as far apart as can be."""
+
+    @classmethod
+    def of(cls, total: int, kind: str) -> Layout:
+        """Return that of so many references on a kind of device."""
+        alone = total <= MAX_COLUMNS[kind]
+        return cls(total, total if alone else COLUMNS[kind], 1 if alone else SIZE)
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of all tiles."""
+        return self.total // self.size
+
+    def members(self, groups: torch.Tensor) -> torch.Tensor:
+        """Return the references in ``groups`` (..., count), shape (..., count * size)."""
+        tile = groups * self.size // self.width * self.width  # its first reference; the last tile may be narrower
+        apart = (self.total - tile).clamp(max=self.width) // self.size
+        first = tile + groups - tile // self.size
+        return (first[..., None] + torch.arange(self.size, device=groups.device) * apart[..., None]).flatten(-2)
 
 
 def beyond(dtype: torch.dtype) -> float:
@@ -149,26 +195,25 @@ def dense_search(
         chunk: Queries per tile; chosen from the tile budget where ``None``.
     """
     batch, num_queries, _ = queries.shape
-    num_references = references.shape[1]
     kind = "cpu" if queries.device.type == "cpu" else "gpu"
-    count = min(num_references, k + MARGIN[kind])
     centre = references.mean(dim=1, keepdim=True)
     rows_side, columns_side, squares = _augment(queries - centre, references - centre)
-    columns = min(MAX_COLUMNS[kind], columns_side.shape[1])
+    layout = Layout.of(columns_side.shape[1], kind)
+    count = min(layout.num_groups, k + MARGIN[kind])
     if chunk is None:
         budget = CPU_TILE * max(2, torch.get_num_threads()) if kind == "cpu" else GPU_TILE
-        chunk = max(1, budget // (batch * columns))
+        chunk = max(1, budget // (batch * layout.width))
     chunk = min(chunk, max(1, num_queries))
     # Tiles that are allocated anew each time cost as much in page faults as the matmul itself.
-    scratch = queries.new_empty((2 if exclusion.query_groups is not None else 1, batch * chunk * columns))
+    scratch = queries.new_empty((2 if exclusion.query_groups is not None else 1, batch * chunk * layout.width))
     parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     with full_precision():
         for start in range(0, num_queries, chunk):
             rows = slice(start, min(start + chunk, num_queries))
-            values, candidates = _select(rows_side, columns_side, rows, columns, count, exclusion, scratch)
-            distances, indices = _rerank(queries[:, rows], references, values, candidates, k)
+            least, groups = smallest(_minima(rows_side, columns_side, rows, layout, exclusion, scratch), count)
+            distances, indices = _rerank(queries, references, layout.members(groups), rows, k, exclusion)
             # With every reference among the candidates, none can have been missed.
-            reach = values.amax(dim=-1) if count < num_references else torch.full_like(values[..., 0], torch.inf)
+            reach = least.amax(dim=-1) if count < layout.num_groups else torch.full_like(least[..., 0], torch.inf)
             parts.append((distances, indices, reach + squares[:, rows]))
     distances = torch.cat([part[0] for part in parts], dim=1)
     indices = torch.cat([part[1] for part in parts], dim=1)
@@ -177,14 +222,19 @@ def dense_search(
     return DenseResult(distances, indices, certain)
 
 
+def _padding(num_references: int) -> int:
+    """Return how many references are missing for whole groups and, where they are many, whole groups of groups."""
+    return -num_references % (GROUP if num_references < GROUP**3 else GROUP**2)
+
+
 def _augment(queries: torch.Tensor, references: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return ``[-2q, 1]`` and ``[r, |r|^2]``, whose products are the tile, and ``|q|^2``.
 
-    The references are padded to a multiple of :data:`GROUP` with entries at infinite distance.
+    The references are padded with entries at infinite distance.
     """
     ones = torch.ones_like(queries[..., :1])
     norms = references.square().sum(dim=-1, keepdim=True)
-    padding = -references.shape[1] % GROUP
+    padding = _padding(references.shape[1])
     columns_side = torch.nn.functional.pad(torch.cat([references, norms], dim=-1), (0, 0, 0, padding))
     if padding:
         columns_side[:, -padding:, -1] = torch.inf
@@ -209,45 +259,49 @@ def _products(side: torch.Tensor, columns_side: torch.Tensor, scratch: torch.Ten
     return tile
 
 
-def _select(
+def _minima(
     rows_side: torch.Tensor,
     columns_side: torch.Tensor,
     rows: slice,
-    width: int,
-    count: int,
+    layout: Layout,
     exclusion: Exclusion,
     scratch: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the ``count`` smallest entries of the rows over all columns, tile by tile, with their columns."""
-    kept: tuple[torch.Tensor, torch.Tensor] | None = None
-    total, side = columns_side.shape[1], rows_side[:, rows]
-    for start in range(0, total, width):
-        stop = min(start + width, total)
+) -> torch.Tensor:
+    """Return the smallest entry of each group of references for each row, (b, r, groups)."""
+    side = rows_side[:, rows]
+    minima = side.new_empty(*side.shape[:2], layout.num_groups)
+    for start in range(0, layout.total, layout.width):
+        stop = min(start + layout.width, layout.total)
         tile = _products(side, columns_side[:, start:stop], scratch[0])
         exclusion.mask(tile, rows, slice(start, stop), scratch[-1])
-        values, indices = smallest(tile, min(count, stop - start))
-        indices = indices + start
-        if kept is not None:
-            values, indices = torch.cat([kept[0], values], dim=-1), torch.cat([kept[1], indices], dim=-1)
-            if values.shape[-1] > count:
-                found = values.topk(count, dim=-1, largest=False, sorted=False)
-                values, indices = found.values, indices.gather(-1, found.indices)
-        kept = (values, indices)
-    assert kept is not None
-    return kept
+        if layout.size == 1:  # all references, each a group of its own
+            return tile
+        # The members of a group lie far apart, so that the reduction runs over contiguous memory.
+        out = minima[..., start // layout.size : stop // layout.size]
+        torch.amin(tile.unflatten(-1, (layout.size, -1)), dim=-2, out=out)
+    return minima
 
 
 def _rerank(
-    queries: torch.Tensor, references: torch.Tensor, values: torch.Tensor, candidates: torch.Tensor, k: int
+    queries: torch.Tensor, references: torch.Tensor, candidates: torch.Tensor, rows: slice, k: int, exclusion: Exclusion
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Recompute the candidates' distances by subtraction of the raw features and keep the ``k`` nearest, ascending."""
-    batch, num_rows, count = candidates.shape
-    candidates = candidates.clamp(max=references.shape[1] - 1)  # Padding columns are beyond.
-    offsets = torch.arange(batch, device=queries.device)[:, None, None] * references.shape[1]
-    near = references.flatten(0, 1).index_select(0, (candidates + offsets).flatten())
-    squared = (near.view(batch, num_rows, count, -1) - queries.unsqueeze(2)).square().sum(dim=-1)
-    found = squared.masked_fill(values >= beyond(values.dtype), torch.inf).topk(k, dim=-1, largest=False, sorted=True)
-    return found.values.sqrt(), candidates.gather(-1, found.indices)
+    """Measure the ``candidates`` (b, r, c) by subtraction of the raw features; keep the ``k`` nearest, ascending."""
+    (batch, num_rows, count), (num_references, dim) = candidates.shape, references.shape[1:]
+    flat = references.flatten(0, 1)
+    clouds = torch.arange(batch, device=queries.device)[:, None, None] * num_references
+    step = max(1, GATHERED["cpu" if queries.device.type == "cpu" else "gpu"] // (batch * count * dim))
+    parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for first in range(0, num_rows, step):
+        asked = slice(rows.start + first, min(rows.start + first + step, rows.stop))
+        some = candidates[:, first : first + step]
+        places = some.clamp(max=num_references - 1) + clouds  # padding is beyond
+        near = flat.index_select(0, places.flatten()).view(*some.shape, dim)
+        squared = near.sub_(queries[:, asked].unsqueeze(2)).square_().sum(dim=-1)
+        squared.masked_fill_(exclusion.forbids(some, asked) | (some >= num_references), torch.inf)
+        least, found = _least(squared, k)
+        parts.append((least, some.gather(-1, found)))
+    nearest = torch.cat([part[0] for part in parts], dim=1).sort(dim=-1)
+    return nearest.values.sqrt_(), torch.cat([part[1] for part in parts], dim=1).gather(-1, nearest.indices)
 
 
 def _certain(
