@@ -30,7 +30,7 @@ setup(
     packages=[*find_packages("source"), "myriad_lab.config"],
     package_data={"myriad_lab": ["py.typed", "**/*.xml"], "myriad_lab.config": ["**/*.yaml"]},
     install_requires=[
-        "torch>=2.7",
+        "torch>=2.9",
         "numpy>=1.26",
         "tensordict",
         "rsl-rl-lib>=5.5",

@@ -14,6 +14,8 @@ EPOCHS, MINIBATCHES, DRAWN = 4, 8, 131_072  # defaults of agent.*; agent.max_par
 TRUNK = (48 * 512 + 512 + 512 * 256 + 256) + (49 * 512 + 512 + 512 * 256 + 256)  # actor and value function
 HEAD = (256 * 256 + 256 + 256 * 8 + 8 + 8) + (256 * 256 + 256 + 256 + 1)
 STEP_BYTES = 4 * (48 + 8 + 1 + FEATURES) + 1  # of the rollout storage, for each env and step
+UPDATE_BYTES = 4 * (2 * 49 + 8 + 7) + 1  # of its copy by policy, with advantages and returns, for each env and step
+ROW_BYTES = 4 * 2 * 2 * (512 + 256 + 256)  # policy and values with their gradients, for a row of a minibatch
 
 RATES = (3e5, 3e6)  # env steps per second of one full GPU, assumed: a legged robot, and a light one
 MIN_STEP = 1e-3  # time of one step of all envs of a GPU, however few they are [s], assumed: launching its kernels
@@ -82,8 +84,8 @@ def main() -> None:
                 total = sum(parts.values())
                 row = "  ".join(f"{name} {1000 * seconds:.3g}" for name, seconds in parts.items())
                 efficiency = 8 * first / (gpus * total)
-                memory = ENVS / gpus * STEPS * STEP_BYTES / 1e9
-                print(f"{gpus:>5} GPUs [ms]: {row}  total {1000 * total:.4g}  {efficiency:.0%}  {memory:.2g} GB")
+                memory = ENVS / gpus * STEPS * (STEP_BYTES + UPDATE_BYTES + ROW_BYTES / MINIBATCHES) / 1e9
+                print(f"{gpus:>5} GPUs [ms]: {row}  total {1000 * total:.4g}  {efficiency:.0%}  {memory:.3g} GB")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -46,6 +48,20 @@ def test_an_update_finds_everything_where_the_one_before_it_did() -> None:
     assert seen[0] == seen[1] == seen[2]
 
 
+def test_a_learner_that_nobody_holds_is_gone_at_once() -> None:
+    pql = make("pql", "cpu")
+    for step in steps(12, "cpu"):
+        pql.observe(step)
+    assert pql.update()
+    kept = weakref.ref(pql.replay)
+    gc.disable()  # pressure on the memory of a GPU does not ask for it
+    try:
+        del pql
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
 class FakeGraph:
     """Records a function and does it again at every replay."""
 
@@ -65,11 +81,15 @@ def test_warm_ups_are_updates_a_capture_is_none_and_metrics_are_copies(monkeypat
     static = torch.zeros(3)
 
     class Stream:
+        def __init__(self, *_: Any) -> None:
+            pass
+
         def wait_stream(self, other: Any) -> None:
             pass
 
     @contextmanager
-    def capture(graph: FakeGraph, capture_error_mode: str) -> Iterator[None]:
+    def capture(graph: FakeGraph, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+        assert isinstance(stream, Stream)
         assert capture_error_mode == "thread_local"
         graphs.append(graph)
         events.append("capture")

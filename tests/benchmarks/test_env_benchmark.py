@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from myriad_lab.cli.benchmarks import env as benchmark
@@ -18,16 +19,20 @@ def test_lines_name_both_rates():
     assert benchmark.time_torch(16, "cpu", 3)[0].peer == "simulator alone"
 
 
-def test_the_bare_step_does_not_move_the_env(monkeypatch):
+@pytest.mark.parametrize("task", ["Myriad-Ant", benchmark.TORCH_TASK])
+def test_the_bare_step_does_not_move_the_env(monkeypatch, task):
     """The env goes through the same states as if no bare step had been timed in between."""
     envs = []
     original = benchmark._desynchronised_env
     monkeypatch.setattr(benchmark, "_desynchronised_env", lambda *args: envs.append(original(*args)) or envs[-1])
-    benchmark.time_mujoco("Myriad-Ant", 4, 0.8, "cpu", 5)
-    alone = original("Myriad-Ant", 4, "cpu")
+    if task == benchmark.TORCH_TASK:
+        benchmark.time_torch(4, "cpu", 5)
+    else:
+        benchmark.time_mujoco(task, 4, 0.8, "cpu", 5)
+    alone = original(task, 4, "cpu")
     generator = torch.Generator().manual_seed(0)
     for _ in range(5 + benchmark._WARMUP):
-        alone.step(2.0 * torch.rand(4, 8, generator=generator) - 1.0)
+        alone.step(2.0 * torch.rand(4, alone.num_actions, generator=generator) - 1.0)
     assert torch.equal(envs[0].get_observations()["policy"], alone.get_observations()["policy"])
 
 

@@ -57,11 +57,27 @@ def test_a_part_of_the_points_as_queries(monkeypatch):
     assert benchmark.Search(4096, 65_536, 32, 5) in benchmark.searches("cpu", quick=False)
     line = benchmark._size(benchmark.Search(64, 1024, 8), "cpu", benchmark.Rates(1e12, 1.0, 1e12))[0]
     assert line.size == "64 of 1024 points, d=8, k=5"
+    assert ", recall 1;" in line.note
     assert line.floor_s == 64 * 1024
     points = benchmark.walks(1024, 8, "cpu")
     monkeypatch.setitem(benchmark.MAX_PAIRS, "cpu", 2**16)
     assert not {"torch cdist + topk", "faiss flat"} & set(benchmark._peers(points, points, 5, "cpu"))
     assert torch.equal(points, benchmark.walks(1024, 8, "cpu"))
+
+
+def test_recall_is_the_share_of_true_neighbours():
+    points = benchmark.walks(256, 3, "cpu")
+    distances, _ = benchmark.knn(points, points, 4, exclude="self")
+    assert benchmark.recall(points, points, distances, own_row=True) == 1.0
+    distances[:, 3] += 1.0  # as if one of four were another
+    assert benchmark.recall(points, points, distances, own_row=True) == 0.75
+    assert benchmark.recall(points, points, distances[:, 3:], own_row=False) == 0.0
+
+
+def test_trees_are_for_few_dimensions():
+    for dim, trees in ((benchmark.TREES_MAX_DIM, True), (benchmark.TREES_MAX_DIM + 1, False)):
+        points = benchmark.walks(64, dim, "cpu")
+        assert ("scipy KDTree" in benchmark._peers(points, points, 5, "cpu")) == trees
 
 
 def test_a_gpu_searches_among_millions():

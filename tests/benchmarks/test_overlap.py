@@ -34,7 +34,8 @@ def test_the_line_is_the_arithmetic_of_its_times() -> None:
     line = overlap._line(setting, times, 0.02, metrics, cores)
     assert (line.measured_s, line.p95_s, line.floor_s, line.peer_s) == (0.035, 0.04, 0.03, 0.05)
     assert "overlap efficiency 0.75 (in turns 0.00)" in line.note
-    assert "collector waits 25%, policy lag 2 updates, 3 critic and 1.5 policy updates" in line.note
+    assert "collector waits 25%, policy lag 2 updates, 1.3 env steps, 3 critic and 1.5 policy updates" in line.note
+    assert "per step, 1.125 rows drawn per transition" in line.note
     assert line.note.endswith("cores [0] and [1]")
 
 

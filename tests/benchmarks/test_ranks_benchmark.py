@@ -17,6 +17,14 @@ def test_work_is_set_against_a_fair_share_of_one_rank_and_messages_against_a_cop
     assert search.note == "2 ranks, 1 rank 6000 ms"
 
 
+def test_a_single_gpu_still_times_what_would_be_shared(monkeypatch):
+    monkeypatch.setattr(ranks, "_in_processes", lambda n, device, quick: ({}, {("search", "9"): (6.0, 6.0)}))
+    monkeypatch.setattr(ranks.torch.cuda, "device_count", lambda: 1)
+    (case,) = ranks.cases("cuda:0", quick=True)
+    (search,) = case.run()
+    assert (case.name, search.measured_s, search.floor_ratio) == ("1 ranks", 6.0, 1.0)
+
+
 def test_every_message_has_its_copy():
     times = ranks._messages(ALONE, "cpu", quick=True)
     assert {size for what, size in times if what == "copy"} == {size for _, size in times}

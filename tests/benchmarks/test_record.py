@@ -58,24 +58,35 @@ class Benchmark:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ran: list[str] = []
-        self.broken, self.needs = False, 0
+        self.broken: type[BaseException] | None = None
+        self.needs, self.needs_of_host = 0, 0
         monkeypatch.setattr(command, "BENCHMARKS", ("env", "knn"))
-        modules = SimpleNamespace(import_module=lambda name: SimpleNamespace(cases=self._cases(name)))
+        modules = SimpleNamespace(import_module=lambda name: SimpleNamespace(cases=self._module(name)))
         monkeypatch.setattr(command, "importlib", modules)
 
-    def _cases(self, module: str):
+    def _module(self, module: str):
         name = module.rpartition(".")[2]
+
+        def cases(device: str, quick: bool) -> list[Case]:
+            if self.broken and name == "env":
+                raise ConfigurationError("the installed simulator is broken")
+            return self.cases(name)
+
+        return cases
+
+    def cases(self, name: str) -> list[Case]:
+        """Return the two cases of a benchmark."""
 
         def work(case: str) -> list[BenchmarkLine]:
             if self.broken and case == "knn a":
-                raise RuntimeError("the kernel does not launch")
+                raise self.broken("the kernel does not launch")
             self.ran.append(case)
             return [LINE]
 
         def case(letter: str) -> Case:
-            return Case(letter, lambda: work(f"{name} {letter}"), self.needs)
+            return Case(letter, lambda: work(f"{name} {letter}"), self.needs, self.needs_of_host)
 
-        return lambda device, quick: [case("a"), case("b")]
+        return [case("a"), case("b")]
 
 
 @pytest.fixture
@@ -105,19 +116,44 @@ def test_a_full_record_is_only_shown(benchmark: Benchmark, tmp_path: Path, capsy
     assert capsys.readouterr().out.count("work, S") == 4
 
 
-def test_a_case_that_fails_does_not_stop_the_others(
-    benchmark: Benchmark, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("error", [RuntimeError, ConfigurationError])
+def test_what_fails_does_not_stop_the_others(
+    error: type[Exception], benchmark: Benchmark, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "lines.json"
-    benchmark.broken = True
+    benchmark.broken = error
     assert main(["benchmark", "all", "--json", str(path)]) == 1
-    assert benchmark.ran == ["env a", "env b", "knn b"]
+    assert benchmark.ran == ["knn b"]
     told = capsys.readouterr()
-    assert "failed, and to be tried again by the next call: knn, a" in told.out
+    assert "failed, and to be tried again by the next call: env; knn, a" in told.out
     assert "the kernel does not launch" in told.err
-    benchmark.broken = False
+    assert "the installed simulator is broken" in told.err
+    benchmark.broken = None
     assert main(["benchmark", "all", "--json", str(path)]) == 0
-    assert benchmark.ran[-1] == "knn a"
+    assert benchmark.ran == ["knn b", "env a", "env b", "knn a"], "after what was never tried"
+
+
+def test_a_case_that_kills_the_process_is_the_last_of_the_next_call(benchmark: Benchmark, tmp_path: Path) -> None:
+    path = tmp_path / "lines.json"
+    benchmark.broken = KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        command._measure({"knn": benchmark.cases("knn")}, Record(MACHINE, "cpu", False, path), "cpu", None)
+    benchmark.broken = None
+    command._measure({"knn": benchmark.cases("knn")}, Record(MACHINE, "cpu", False, path), "cpu", None)
+    assert benchmark.ran == ["knn b", "knn a"]
+
+
+def test_a_device_that_is_lost_ends_the_call(
+    benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "lines.json"
+    benchmark.broken = RuntimeError
+    monkeypatch.setattr(command, "_answers", lambda device: False)
+    assert main(["benchmark", "knn", "--json", str(path)]) == 1
+    assert "cpu is lost to this process" in capsys.readouterr().out
+    assert benchmark.ran == []
+    assert main(["benchmark", "knn", "--json", str(path)]) == 1
+    assert benchmark.ran == ["knn b"]
 
 
 def test_what_does_not_fit_is_left_out(
@@ -126,7 +162,10 @@ def test_what_does_not_fit_is_left_out(
     benchmark.needs = 2**50
     assert main(["benchmark", "knn", "--json", str(tmp_path / "lines.json")]) == 0
     assert benchmark.ran == []
-    assert "left out: it needs 1048576.0 GiB" in capsys.readouterr().out
+    assert "left out: it needs 1048576.0 GiB of cpu" in capsys.readouterr().out
+    benchmark.needs, benchmark.needs_of_host = 0, 2**50
+    assert main(["benchmark", "knn"]) == 0
+    assert benchmark.ran == []
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ pytestmark = [
 ]
 
 DEVICE = "cuda"
+ELSEWHERE = ["agent.runner.mode=parallel", "agent.runner.value_device=cuda", "agent.runner.policy_device=cuda"]
 TASK = "Myriad-PointMaze-Maze"
 POPULATION = ["--num_policies", "2", "agent.actor.trunk=[8]", "agent.actor.adapter_dim=8"]
 PQL = ["agent.batch_size=8", "agent.warmup_steps=4", "agent.critic_warmup=6", "agent.replay_capacity=4096"]
@@ -26,6 +27,12 @@ RUNS = {
     "one step of kmyriad": [TASK, "--algorithm", "kmyriad", *POPULATION, "agent=kmyriad_paper", "agent.k=4"],
     "pql": [f"{TASK}-Goal", "--algorithm", "pql", *POPULATION, *PQL],
     "ppo": [f"{TASK}-Goal", "--algorithm", "ppo", "agent.num_steps_per_env=8"],
+}
+
+ANY_ORDER = {
+    "pql in three processes": [*RUNS["pql"], "--device", DEVICE, "agent.runner.mode=parallel"],
+    "pql with collection on a CPU": [*RUNS["pql"], "--device", "cpu", *ELSEWHERE],
+    "mujoco_warp": ["Myriad-Ant", "--backend", "mujoco_warp", "--algorithm", "pql", *POPULATION, *PQL],
 }
 
 
@@ -38,9 +45,19 @@ def back_to_any_order():
 @pytest.mark.parametrize("order", [[], ["--deterministic"]], ids=["any order", "deterministic"])
 @pytest.mark.parametrize("name", RUNS)
 def test_train_go_on_and_evaluate_elsewhere(name: str, order: list[str], tmp_path: Path) -> None:
+    check([*RUNS[name], "--device", DEVICE, *order], tmp_path)
+
+
+@pytest.mark.parametrize("name", ANY_ORDER)
+def test_what_no_order_can_be_asked_of(name: str, tmp_path: Path) -> None:
+    check(ANY_ORDER[name], tmp_path)
+
+
+def check(words: list[str], tmp_path: Path) -> None:
+    """Train, go on and evaluate on a CPU."""
     root = ["--runs_root", str(tmp_path), "--logger", "none"]
-    words = ["env.episode_steps=10", "--num_envs", "8", "--device", DEVICE, *order]
-    assert main(["train", "--task", *RUNS[name], *words, *root, "--max_iterations", "2"]) == 0
+    words = [*words, "env.episode_steps=10", "--num_envs", "8"]
+    assert main(["train", "--task", *words, *root, "--max_iterations", "2"]) == 0
     assert main(["train", "--checkpoint", "latest", *root, "--max_iterations", "3"]) == 0
     report = tmp_path / "report.json"
     evaluation = ["--checkpoint", "latest", "--device", "cpu", "--num_envs", "8", "--episodes", "8"]

@@ -100,6 +100,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ([*ON_PQL, "experiment=pointmaze_goal"], ["prior_fraction=0.5", "portfolio"]),
         ([*ON_PQL, "agent.runner.policy_device=cpu"], ["policy_device='cpu'", "mode=parallel"]),
         ([*ON_PQL, "agent.runner.mode=parallel", "agent.runner.value_device=cuda:7"], ["cuda:7", "cpu"]),
+        ([*ON_PQL, "agent.runner.mode=parallel", "--deterministic"], ["--deterministic", "mode=interleaved"]),
         ([*ON_PQL, "agent.runner.evaluation_interval=5"], ["agent.runner.evaluation_interval"]),
         (
             [*ON_PQL, "--seeding", "halving", "--max_seconds", "60"],

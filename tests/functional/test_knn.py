@@ -166,23 +166,43 @@ def test_two_stage_selection_equals_a_sort():
     torch.testing.assert_close(values.gather(1, columns), found, rtol=0, atol=0)
 
 
-def test_reduced_matmul_precision_is_neither_used_nor_left_behind(monkeypatch):
+def by_backend():
+    return torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+
+
+def set_one(precision):
+    torch.backends.mkldnn.matmul.fp32_precision = precision
+
+
+@pytest.mark.parametrize("reduce", [lambda: torch.set_float32_matmul_precision("medium"), lambda: set_one("bf16")])
+def test_reduced_matmul_precision_is_neither_used_nor_left_behind(monkeypatch, reduce):
     """Not every processor has a reduced precision, so the setting itself is watched."""
-    seen, products = [], knn_dense._products
+    seen, products, default = [], knn_dense._products, by_backend()
 
     def watched(*args):
-        seen.append((torch.get_float32_matmul_precision(), torch.backends.mkldnn.matmul.fp32_precision))
+        seen.append(by_backend())
         return products(*args)
 
     monkeypatch.setattr(knn_dense, "_products", watched)
-    torch.set_float32_matmul_precision("medium")
+    reduce()
     try:
+        before = by_backend()
+        assert "bf16" in before
         points, _ = walks(4, 100, 16)
         knn(points, points, 3, exclude="self", method="dense")
-        assert set(seen) == {("highest", "ieee")}
-        assert torch.get_float32_matmul_precision() == "medium"
+        assert set(seen) == {("ieee", "ieee")}
+        assert by_backend() == before
     finally:
         torch.set_float32_matmul_precision("highest")
+        torch.backends.cuda.matmul.fp32_precision = default[0]
+        set_one(default[1])
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("method", ["tree", "dense"])
+def test_nobody_asks(method):
+    distances, indices = knn(torch.empty(0, 3), torch.rand(9, 3), 2, method=method)
+    assert (distances.shape, indices.shape, indices.dtype) == ((0, 2), (0, 2), torch.long)
 
 
 @pytest.mark.parametrize("method", ["tree", "dense"])

@@ -149,6 +149,9 @@ def test_knn_and_knn_within_take_the_kernels(kernels: Any, monkeypatch: pytest.M
     found, _ = knn(pool, pool, 2, **kind)
     wanted, _ = exact(pool[None], pool[None], 2, groups=(groups[None], groups[None]))
     torch.testing.assert_close(found.double(), wanted[0], rtol=1e-6, atol=1e-6)
+    every_other, first = pool[::2], pool[:10]  # begin at the same place, and are other points
+    found, _ = knn(every_other, first, 2, method=kernels)
+    torch.testing.assert_close(found.double(), exact(every_other[None], first[None], 2)[0][0], rtol=1e-6, atol=1e-6)
     pool[3, 1] = torch.nan
     assert search._search_on_gpu(kernels, pool[None], pool[None], 2, False)[0].isnan().all()
 

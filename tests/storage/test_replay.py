@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from myriad_lab.errors import CheckpointError, ConfigurationError
+from myriad_lab.storage import replay
 from myriad_lab.storage.replay import ReplayBuffer
 from myriad_lab.storage.replay_batch import ReplayBatch
 
@@ -313,3 +314,14 @@ def test_half_precision_rounds_observations_and_actions_and_nothing_else() -> No
     assert torch.equal(b.actions, rounded.actions)
     for name in ("rewards", "discounts", "steps", "weights"):
         assert torch.equal(getattr(a, name), getattr(b, name))
+
+
+@pytest.mark.parametrize("block_bytes", [1, 24, 2**20])
+def test_a_ring_is_unrolled_in_blocks(block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "_BLOCK_BYTES", block_bytes)
+    ring = torch.arange(7).repeat(2, 1).T
+    for first in (-3, 0, 5):
+        for count in range(8):
+            slots = torch.full((count, 2), -1)
+            replay._unroll(ring, first, slots)
+            assert slots[:, 0].tolist() == [(first + i) % 7 for i in range(count)]

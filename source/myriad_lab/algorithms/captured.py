@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -43,8 +44,8 @@ class CapturedUpdate:
             return self._metrics.clone()
 
     def _warm_up(self) -> torch.Tensor:
-        """Do one update on a stream of its own, as a capture wants it."""
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        """Do one update on a stream beside the current one, as a capture wants it."""
+        current, side = torch.cuda.current_stream(), _side_stream(self._generator.device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
             metrics = self._function()
@@ -56,6 +57,13 @@ class CapturedUpdate:
         """Record one update, which is not done by that; returns the graph and where its metrics will be."""
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._generator)
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        side = _side_stream(self._generator.device)
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             metrics = self._function()
         return graph, metrics
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream where updates of a device are warmed up and captured: memory is kept for each stream apart."""
+    return torch.cuda.Stream(device)

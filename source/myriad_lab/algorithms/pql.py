@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -142,7 +143,7 @@ class PQL:
             return torch.where(step.valid.unsqueeze(-1), step.obs[group], step.next_obs[group])
 
         self.critic.update_normalizer(sane(self.cfg.critic_group), self.ranks)
-        self.target_critic.update_normalizer(sane(self.cfg.critic_group), self.ranks)
+        self.target_critic.take_statistics(self.critic)
         if isinstance(self.actor.normalizer, RunningNormalizer) and not self.seeded:
             self.actor.normalizer.update(sane("policy"), self.ranks)
         self.counts.steps += 1
@@ -332,9 +333,12 @@ class PQL:
         # rows that come from another device are no part of a graph of this one, nor are messages between ranks
         graphs = self.device.type == "cuda" and self._draws is self.generator
         alone = self.ranks.world_size == 1
-        critics, policies = (lambda: self.value_update(self.sample())), (lambda: self.policy_update(self.sample()))
-        self._captured_critics = CapturedUpdate(critics, self.generator, graphs)
-        self._captured_policies = CapturedUpdate(policies, self.generator, graphs and alone)
+        # a graph that held its learner would keep memory of a GPU until Python looks for cycles, which that never asks
+        learner = weakref.proxy(self)
+        self._captured_critics = CapturedUpdate(lambda: learner.value_update(learner.sample()), self.generator, graphs)
+        self._captured_policies = CapturedUpdate(
+            lambda: learner.policy_update(learner.sample()), self.generator, graphs and alone
+        )
 
     def _modules(self) -> dict[str, PopulationActor | QEnsemble]:
         prior = {} if self.prior is None else {"prior": self.prior}

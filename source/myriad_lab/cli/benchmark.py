@@ -16,13 +16,15 @@ from myriad_lab.cli.compiler import check_compiler
 from myriad_lab.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from myriad_lab.cli.benchmarks.line import BenchmarkLine, Case
+    from myriad_lab.cli.benchmarks.line import Case
     from myriad_lab.cli.benchmarks.record import Record
 
 BENCHMARKS = ("env", "knn", "population", "learner", "replay", "overlap", "ranks", "isaaclab")
 """Each is a module of ``myriad_lab.cli.benchmarks``."""
 ELSEWHERE = ("isaaclab",)
 """Those that ``all`` leaves out: they need an environment of their own."""
+COMPARED = ("scipy", "scikit-learn", "faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "mujoco-warp", "warp-lang", "triton")
+"""Packages whose versions change the times, beside those that every run tells."""
 END2END = "end2end"
 """A study of whole training runs, with cells and a page instead of lines; ``all`` leaves it out too."""
 TABLE = "table"
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """
     from myriad_lab.cli.benchmarks.record import Record
     from myriad_lab.cli.checkpoints import check_out_file
-    from myriad_lab.cli.machine import hardware, versions
+    from myriad_lab.cli.machine import hardware, installed, versions
     from myriad_lab.portfolio.run_folder import git_state
     from myriad_lab.tasks.registry import check_device
 
@@ -73,13 +75,12 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     path = args.json[0] if args.json else None
     if path:
         check_out_file(path)
-    machine = hardware() | versions()
+    machine = hardware(device) | versions() | installed(COMPARED)
     record = Record(machine, device, args.quick, path, git_state(Path(__file__).parent)[0])
     print(", ".join(f"{key} {value}" for key, value in machine.items()), flush=True)
     names = [name for name in BENCHMARKS if name not in ELSEWHERE] if args.name == "all" else [args.name]
-    modules = {name: importlib.import_module(f"myriad_lab.cli.benchmarks.{name}") for name in names}
-    todo = {name: module.cases(device, args.quick) for name, module in modules.items()}
-    failed = _measure(todo, record, device, args.minutes)
+    todo, failed = _cases(names, device, args.quick)
+    failed += _measure(todo, record, device, args.minutes)
     if path:
         print(f"\nwritten: {path}")
     if args.plot:
@@ -112,51 +113,78 @@ def _check_flags(args: argparse.Namespace) -> None:
         check_writable(args.plot)
 
 
+def _cases(names: Sequence[str], device: str, quick: bool) -> tuple[dict[str, list[Case]], list[str]]:
+    """Return the cases of each benchmark, and the names of those that cannot say what theirs are.
+
+    A broken package that one of them needs must not keep the others from running.
+    """
+    todo: dict[str, list[Case]] = {}
+    failed: list[str] = []
+    for name in names:
+        try:
+            todo[name] = importlib.import_module(f"myriad_lab.cli.benchmarks.{name}").cases(device, quick)
+        except Exception:
+            traceback.print_exc()
+            failed.append(name)
+    return todo, failed
+
+
 def _measure(todo: dict[str, list[Case]], record: Record, device: str, minutes: float | None) -> list[str]:
     """Run the cases that are not recorded yet, print a table per benchmark, and return the names of those that failed.
 
-    One that fails does not stop the others, whose machine may be at hand for minutes only.
+    One that fails does not stop the others, whose machine may be at hand for minutes only; one that failed, or did not
+    come back, in an earlier call has its turn after the others.
     """
     from myriad_lab.cli.benchmarks.tables import text_table
 
-    start, left = time.monotonic(), 0
-    failed: list[str] = []
+    queue = [(name, case) for name, cases in todo.items() for case in cases if record.lines(name, case.name) is None]
+    queue.sort(key=lambda entry: record.attempts(entry[0], entry[1].name))
+    start, failed = time.monotonic(), []
+    for position, (name, case) in enumerate(queue):
+        if minutes and time.monotonic() - start > 60.0 * minutes:
+            left = len(queue) - position
+            print(f"\n{minutes:g} minutes are over, {left} cases are left; the same command goes on with them")
+            break
+        print(f"{position + 1} of {len(queue)}: {name}, {case.name}", flush=True)
+        if not _run_case(name, case, record, device):
+            failed.append(f"{name}, {case.name}")
+            if not _answers(device):
+                print(f"\n{device} is lost to this process; the same command goes on with what is left")
+                break
     for name, cases in todo.items():
-        lines: list[BenchmarkLine] = []
-        for position, case in enumerate(cases):
-            known = record.lines(name, case.name)
-            if known is None and minutes and time.monotonic() - start > 60.0 * minutes:
-                left += 1
-                continue
-            if known is None:
-                print(f"{name} {position + 1} of {len(cases)}: {case.name}", flush=True)
-                known = _run_case(name, case, record, device, failed)
-            lines += known
-        if lines:
+        if lines := [line for case in cases for line in record.lines(name, case.name) or []]:
             print(f"\n{name}\n{text_table(lines)}", flush=True)
-    if left:
-        print(f"\n{minutes:g} minutes are over, {left} cases are left; the same command goes on with them")
     return failed
 
 
-def _run_case(name: str, case: Case, record: Record, device: str, failed: list[str]) -> list[BenchmarkLine]:
-    """Run and record a case; one that does not fit returns no lines, one that fails adds its name to ``failed``."""
+def _run_case(name: str, case: Case, record: Record, device: str) -> bool:
+    """Run and record a case, and say whether it did not fail; one that does not fit is left out."""
     from myriad_lab.cli.benchmarks.memory import free_bytes
 
-    free = free_bytes(device)
-    if free is not None and case.needs_bytes > 0.9 * free:
-        print(f"  left out: it needs {case.needs_bytes / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free")
-        return []
+    for where, needed in ((device, case.needs_bytes), ("cpu", case.needs_host_bytes)):
+        free = free_bytes(where)
+        if free is not None and needed > 0.9 * free:
+            print(f"  left out: it needs {needed / 2**30:.1f} GiB of {where}, and {free / 2**30:.1f} GiB are free")
+            return True
+    record.begin(name, case.name)
     try:
         lines = case.run()
-    except ConfigurationError:
-        raise
     except Exception:
         traceback.print_exc()
-        failed.append(f"{name}, {case.name}")
-        return []
+        return False
     record.add(name, case.name, lines)
-    return lines
+    return True
+
+
+def _answers(device: str) -> bool:
+    """Say whether a device still works: an error inside a kernel takes a GPU from the process that met it."""
+    from myriad_lab.cli.benchmarks.line import wait
+
+    try:
+        wait(device)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _table(args: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ OPTIONAL = ("isaaclab", "newton", "ovphysx", "isaacsim")
 """Packages that are told of where they are installed."""
 
 
-def hardware() -> dict[str, Any]:
-    """Return processor, usable cores, GPU, torch version and threads."""
+def hardware(device: str = "cuda") -> dict[str, Any]:
+    """Return processor, usable cores, GPU (that of ``device``, if it is one), torch version and threads."""
     import torch
 
+    gpu = device if device.startswith("cuda") else "cuda"
     return {
         "cpu": cpu_name(),
         "cores": len(usable_cores()),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "gpu": torch.cuda.get_device_name(gpu) if torch.cuda.is_available() else "none",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -45,7 +47,13 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
-    for name in OPTIONAL:
+    return found | installed(OPTIONAL)
+
+
+def installed(names: Sequence[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found

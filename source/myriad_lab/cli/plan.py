@@ -222,6 +222,11 @@ def _check(plan: TrainPlan) -> None:
     check_population(run.num_envs, run.num_policies)
     seeded = plan.seed_from is not None or plan.resume is not None  # a resumed run knows by itself
     algorithms.check(run.algorithm, plan.agent_cfg, plan.env, run.num_envs, run.num_policies, seeded)
+    if run.deterministic and run.algorithm == "pql" and plan.agent_cfg.runner.mode == "parallel":
+        raise ConfigurationError(
+            "--deterministic with agent.runner.mode=parallel: who comes first decides what its processes learn from; "
+            "take agent.runner.mode=interleaved, or leave the flag out"
+        )
     if run.seeding == "halving":
         if run.algorithm != "pql":
             raise ConfigurationError(f"seeding=halving works with --algorithm pql, not with {run.algorithm}")

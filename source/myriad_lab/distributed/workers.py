@@ -17,7 +17,8 @@ import torch.multiprocessing
 
 logger = logging.getLogger(__name__)
 
-_JOIN_SECONDS = 5.0
+PATIENCE_SECONDS = 5.0
+"""How long a worker that was told to stop may take, where nobody says otherwise."""
 _PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Sent to the whole process group by Ctrl-C or a batch system; the parent stops its workers itself, after it saved."""
 
@@ -61,10 +62,11 @@ class WorkerGroup:
 
     Args:
         context: Multiprocessing context, as of ``torch.multiprocessing.get_context("spawn")``.
+        patience: Seconds that each may take to stop before it is killed.
     """
 
-    def __init__(self, context: Any) -> None:
-        self._context = context
+    def __init__(self, context: Any, patience: float = PATIENCE_SECONDS) -> None:
+        self._context, self._patience = context, patience
         self._stop = torch.zeros((), dtype=torch.int64).share_memory_()
         self._processes: dict[str, Any] = {}
         self._connections: dict[str, Connection] = {}
@@ -119,11 +121,11 @@ class WorkerGroup:
         """End all workers, by force where they do not react."""
         atexit.unregister(self.stop)
         self._stop.fill_(1)
-        deadline = time.monotonic() + _JOIN_SECONDS
+        deadline = time.monotonic() + self._patience
         for process in self._processes.values():
             process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():
-                logger.warning("Worker %s did not stop within %g s; killing it.", process.name, _JOIN_SECONDS)
+                logger.warning("Worker %s did not stop within %g s; killing it.", process.name, self._patience)
                 process.kill()
                 process.join()
             process.close()
@@ -147,7 +149,7 @@ class WorkerGroup:
 
     def _obituary(self, name: str) -> str:
         process, connection = self._processes[name], self._connections[name]
-        process.join(_JOIN_SECONDS)
+        process.join(self._patience)
         try:
             while connection.poll():
                 kind, content = connection.recv()

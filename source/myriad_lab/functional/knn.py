@@ -197,7 +197,8 @@ def _search_on_gpu(
         from myriad_lab.functional.knn_triton import fused_search as search
     # NaN would leave every query in doubt, and the kernels would look at everything for nothing.
     clean = torch.nan_to_num(references, nan=0.0, posinf=0.0, neginf=0.0)
-    among_themselves = queries.data_ptr() == references.data_ptr() and queries.shape == references.shape
+    views = ((tensor.data_ptr(), tensor.shape, tensor.stride()) for tensor in (queries, references))
+    among_themselves = next(views) == next(views)
     asking = clean if among_themselves else torch.nan_to_num(queries, nan=0.0, posinf=0.0, neginf=0.0)
     groups = [None if ids is None else ids[None] for ids in (query_groups, reference_groups)]
     with torch.cuda.device_of(queries):  # Triton launches on the current one

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -64,11 +65,13 @@ class Exclusion:
     def by_group(cls, queries: torch.Tensor, references: torch.Tensor, dtype: torch.dtype) -> Exclusion:
         """Leave out the references of the query's group, given integer groups (n,) and (m,) of any value.
 
-        Groups become their ranks, which ``dtype`` holds exactly: comparing floats and adding the outcome to the tile is
-        four times faster than filling by a mask of integers.
+        Groups become their ranks, which ``dtype`` holds exactly (float32 up to 2^24 groups): comparing floats and
+        adding the outcome to the tile is four times faster than filling by a mask of integers.
         """
         ordered = torch.cat([queries, references]).sort().values
-        ranks = [torch.searchsorted(ordered, groups.contiguous()).to(dtype)[None] for groups in (queries, references)]
+        changes = torch.nn.functional.pad((ordered[1:] != ordered[:-1]).cumsum(0), (1, 0))
+        places = [torch.searchsorted(ordered, groups.contiguous()) for groups in (queries, references)]
+        ranks = [changes[place].to(dtype)[None] for place in places]
         padded = torch.nn.functional.pad(ranks[1], (0, _padding(len(references))))
         return cls(query_groups=ranks[0], reference_groups=padded)
 
@@ -131,13 +134,20 @@ def beyond(dtype: torch.dtype) -> float:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Run float32 matmuls without TF32 or bfloat16 shortcuts, whatever the process has set."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    """Run float32 matmuls without TF32 or bfloat16 shortcuts, whatever the process has set.
+
+    Backend by backend: once somebody has set one, torch refuses to tell a precision for all.
+    """
+    mkldnn: Any = torch.backends.mkldnn  # makes its attributes as it is imported
+    backends = (torch.backends.cuda.matmul, mkldnn.matmul)
+    before = [backend.fp32_precision for backend in backends]
     try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def smallest(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -195,6 +205,9 @@ def dense_search(
         chunk: Queries per tile; chosen from the tile budget where ``None``.
     """
     batch, num_queries, _ = queries.shape
+    if num_queries == 0:
+        none = queries.new_empty(batch, 0, k)
+        return DenseResult(none, none.long(), none[..., 0].bool())
     kind = "cpu" if queries.device.type == "cpu" else "gpu"
     centre = references.mean(dim=1, keepdim=True)
     rows_side, columns_side, squares = _augment(queries - centre, references - centre)
@@ -203,7 +216,7 @@ def dense_search(
     if chunk is None:
         budget = CPU_TILE * max(2, torch.get_num_threads()) if kind == "cpu" else GPU_TILE
         chunk = max(1, budget // (batch * layout.width))
-    chunk = min(chunk, max(1, num_queries))
+    chunk = min(chunk, num_queries)
     # Tiles that are allocated anew each time cost as much in page faults as the matmul itself.
     scratch = queries.new_empty((2 if exclusion.query_groups is not None else 1, batch * chunk * layout.width))
     parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
@@ -269,16 +282,20 @@ def _minima(
 ) -> torch.Tensor:
     """Return the smallest entry of each group of references for each row, (b, r, groups)."""
     side = rows_side[:, rows]
+
+    def tile(columns: slice) -> torch.Tensor:
+        products = _products(side, columns_side[:, columns], scratch[0])
+        exclusion.mask(products, rows, columns, scratch[-1])
+        return products
+
+    if layout.size == 1:  # all references, each a group of its own
+        return tile(slice(0, layout.total))
     minima = side.new_empty(*side.shape[:2], layout.num_groups)
     for start in range(0, layout.total, layout.width):
         stop = min(start + layout.width, layout.total)
-        tile = _products(side, columns_side[:, start:stop], scratch[0])
-        exclusion.mask(tile, rows, slice(start, stop), scratch[-1])
-        if layout.size == 1:  # all references, each a group of its own
-            return tile
         # The members of a group lie far apart, so that the reduction runs over contiguous memory.
-        out = minima[..., start // layout.size : stop // layout.size]
-        torch.amin(tile.unflatten(-1, (layout.size, -1)), dim=-2, out=out)
+        members = tile(slice(start, stop)).unflatten(-1, (layout.size, -1))
+        torch.amin(members, dim=-2, out=minima[..., start // layout.size : stop // layout.size])
     return minima
 
 

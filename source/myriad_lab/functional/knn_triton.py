@@ -32,6 +32,8 @@ MAX_HELD = 1 << 29
 
 Precision = Literal["ieee", "tf32x3"]
 _NONE, _OWN_ROW, _BY_GROUP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+_PER_CHUNK = ("own_row", "num_queries")
+"""Arguments that change from one part of the queries to the next, for which nothing is compiled anew."""
 _PRODUCT_ERROR = {"ieee": 2.0**-24, "tf32x3": 2.0**-18}
 """Largest relative error of one product. tf32x3 splits both factors into a part of 10 bits and the next 10, and leaves
 out the product of the second parts: at most 2^-20 each for that and for the two rests. Plain tf32, 2^-9, would leave
@@ -210,7 +212,7 @@ def _allowed(rows, columns, query_groups, reference_groups, own_row, num_queries
     return seen
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_PER_CHUNK)
 def _group_minima(
     queries, lengths, references, norms, query_groups, reference_groups, out,
     own_error, cross_error, own_row, num_queries, num_references, num_groups,
@@ -254,7 +256,7 @@ def _group_minima(
         tl.store(out + rows[:, None].to(tl.int64) * num_groups + groups[None, :], minima, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_PER_CHUNK)
 def _group_distances(
     queries, references, query_groups, reference_groups, chosen, out,
     own_row, num_queries, num_references, kept,
@@ -270,7 +272,7 @@ def _group_distances(
     tl.store(out + place * GROUP + tl.arange(0, GROUP), squared)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_PER_CHUNK)
 def _search_again(
     queries, references, query_groups, reference_groups, certain, out,
     own_row, num_queries, num_references, k,

@@ -163,6 +163,12 @@ class QEnsemble(nn.Module):
         if isinstance(self.normalizer, RunningNormalizer):
             self.normalizer.update(obs, ranks)
 
+    @torch.no_grad()
+    def take_statistics(self, other: QEnsemble) -> None:
+        """Take over the running statistics of critics that saw what these did."""
+        for mine, theirs in zip(self.normalizer.buffers(), other.normalizer.buffers(), strict=True):
+            mine.copy_(theirs)
+
     def select(self, head_ids: Sequence[int]) -> QEnsemble:
         """Return a copy whose head ``j`` has the two critics of head ``head_ids[j]``; repeats are allowed."""
         rows, stacked = self.rows(head_ids), self.stacked_names()

@@ -15,13 +15,15 @@ from torch import nn
 from myriad_lab.algorithms.pql import POLICY_METRICS, PQL, VALUE_METRICS, PQLCfg
 from myriad_lab.distributed.mailbox import WeightMailbox
 from myriad_lab.distributed.tokens import Tokens
-from myriad_lab.distributed.workers import WorkerGroup, WorkerLink
+from myriad_lab.distributed.workers import PATIENCE_SECONDS, WorkerGroup, WorkerLink
 from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
 from myriad_lab.networks.q_ensemble import QEnsembleCfg
 from myriad_lab.runners.parallel_q_cfg import ParallelQRunnerCfg
 from myriad_lab.storage.replay import ReplayBuffer
 
 VALUE_LEARNER, POLICY_LEARNER = "value learner", "policy learner"
+GPU_PATIENCE_SECONDS = 60.0
+"""How long learners on a GPU may take to stop: one that is killed keeps others' memory, and may be compiling."""
 _REPORT_EVERY = 16
 _VALUE, _POLICY = 0, 1
 
@@ -101,7 +103,8 @@ class ParallelLearners:
         )
         self._acting_version = counts.policy_updates
         self._waited, self._since = 0.0, time.perf_counter()
-        self.workers = WorkerGroup(context)
+        on_gpu = "cuda" in (torch.device(device).type for device in (value_device, policy_device))
+        self.workers = WorkerGroup(context, GPU_PATIENCE_SECONDS if on_gpu else PATIENCE_SECONDS)
         payload = _pack(algorithm)
         for name, target, device in (
             (VALUE_LEARNER, run_value_learner, value_device),
@@ -210,8 +213,8 @@ def run_policy_learner(link: WorkerLink, payload: bytes, wiring: Wiring, device:
         wiring.critic_weights.fetch(_weights(learner.critic))
         wiring.statistics.fetch(_statistics(learner))
         metrics = learner.learn_policies()
+        wiring.updates[_POLICY] = learner.counts.policy_updates  # first: what acts is never ahead of it
         wiring.actor_weights.publish(_weights(learner.actor), (learner.counts.policy_updates,))
-        wiring.updates[_POLICY] = learner.counts.policy_updates
         _tell(wiring.metrics[_POLICY], metrics, learner.counts.policy_updates)
         wiring.policy_room.grant()
 

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 _TERMINATED, _TIME_OUT, _VALID = 1, 2, 4
 _OBS = "ring/obs/"  # saved with a slot more than the rest: the one after the newest step has the newest observation
+_BLOCK_BYTES = 2**28  # copied to or from a GPU at once
 _TICKETS = 2**31  # slots keep them in int32, so they begin again at 0 after so many ends of episodes
 
 
@@ -325,11 +326,17 @@ def _pick(memory: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def _unroll(ring: torch.Tensor, first: int, slots: torch.Tensor) -> None:
-    """Copy as many slots of a ring as ``slots`` has, from number ``first`` on, which may count from its end."""
-    first %= max(1, len(ring))
-    before_the_end = min(len(slots), len(ring) - first)
-    slots[:before_the_end].copy_(ring[first : first + before_the_end])
-    slots[before_the_end:].copy_(ring[: len(slots) - before_the_end])
+    """Copy as many slots of a ring as ``slots`` has, from number ``first`` on, which may count from its end.
+
+    In blocks: columns of a row lie apart, and torch gathers those on a GPU before it sends them.
+    """
+    block = max(1, _BLOCK_BYTES * len(slots) // max(1, slots.nbytes))
+    done = 0
+    while done < len(slots):
+        start = (first + done) % len(ring)
+        stop = min(start + min(block, len(slots) - done), len(ring))
+        slots[done : done + stop - start].copy_(ring[start:stop])
+        done += stop - start
 
 
 def _uniform_index(draw: torch.Tensor, high: int | torch.Tensor) -> torch.Tensor:

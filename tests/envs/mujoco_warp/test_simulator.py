@@ -20,6 +20,7 @@ from myriad_lab.envs.mujoco_warp.capacity import footprint, make_data, size_of
 from myriad_lab.envs.mujoco_warp.cfg import CapacityCfg
 from myriad_lab.envs.mujoco_warp.compat import mjw, wp
 from myriad_lab.envs.mujoco_warp.overflow import OverflowWatch
+from myriad_lab.envs.mujoco_warp.physics import check_driver
 from myriad_lab.envs.mujoco_warp.simulator import MujocoWarpSimulator
 from myriad_lab.envs.robot_state import InitialState
 from myriad_lab.errors import ConfigurationError
@@ -213,6 +214,19 @@ def test_overflow_is_seen_without_being_asked_for(caplog):
         assert len(caplog.records) == (1 if step >= 10 else 0)  # looked at after 5 steps, told when 5 more are done
     assert "constraints in 1 of 3 envs" in caplog.text
     assert "it is 8" in caplog.text
+    flags |= int(mjw.OverflowType.NARROWPHASE)  # the engine raises it everywhere
+    watch.check()
+    assert "contacts in some of 3 envs" in caplog.text
+
+
+def test_a_device_that_warp_does_not_see_is_refused(monkeypatch):
+    monkeypatch.setattr(wp, "get_cuda_device_count", lambda: 1)
+    with pytest.raises(ConfigurationError, match=r"on cuda:1: Warp .* sees 1 CUDA devices.*R580.*\+cu12"):
+        check_driver(torch.device("cuda:1"))
+    monkeypatch.setattr(wp, "is_conditional_graph_supported", lambda: False)
+    with pytest.raises(ConfigurationError, match=r"on cuda:0 needs a driver of CUDA 12\.4"):
+        check_driver(torch.device("cuda:0"))
+    check_driver(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

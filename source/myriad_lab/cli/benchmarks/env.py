@@ -43,7 +43,7 @@ def cases(device: str, quick: bool) -> list[Case]:
         Case(
             f"{task}, {num_envs} envs",
             partial(time_mujoco, task, num_envs, target, device, _steps(num_envs, quick)),
-            num_envs * MUJOCO_ENV_BYTES,
+            needs_host_bytes=num_envs * MUJOCO_ENV_BYTES,
         )
         for task, target in MUJOCO_TASKS.items()
         for num_envs in sizes
@@ -92,15 +92,19 @@ def time_torch(num_envs: int, device: str, steps: int) -> list[BenchmarkLine]:
     with PeakMemory(device) as peak:
         env = _desynchronised_env(TORCH_TASK, num_envs, device)
         generator = torch.Generator(device).manual_seed(0)
-        env_times, bare_times = [], []
-        for _ in range(_WARMUP + steps):
+        env_times, bare_times, simulator = [], [], env.simulator
+        for turn in range(_WARMUP + steps):
             actions = 2.0 * torch.rand(num_envs, env.num_actions, generator=generator, device=device) - 1.0
-            for times, step in ((env_times, env.step), (bare_times, env.simulator.step)):
+            state = after = simulator.state_dict()
+            for bare in (True, False) if turn % 2 else (False, True):
+                simulator.load_state_dict(state)
                 wait(device)
                 start = time.perf_counter()
-                step(actions)
+                (simulator if bare else env).step(actions)
                 wait(device)
-                times.append(time.perf_counter() - start)
+                (bare_times if bare else env_times).append(time.perf_counter() - start)
+                after = after if bare else simulator.state_dict()
+            simulator.load_state_dict(after)
     env.close()
     return [_line(TORCH_TASK, num_envs, env_times, bare_times, "simulator alone", peak, "")]
 

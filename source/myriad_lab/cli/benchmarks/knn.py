@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from myriad_lab.cli.benchmarks.line import BenchmarkLine, Case, Timing, Work, in_turns, measure
+from myriad_lab.cli.benchmarks.memory import PeakMemory
 from myriad_lab.functional.entropy import particle_rewards
 from myriad_lab.functional.knn import knn
 
@@ -26,6 +27,10 @@ FAR = 4.0
 """Works that take so many times as long as the fastest are timed once."""
 OURS = "knn"
 """Name of our search among those it is compared with."""
+TREES_MAX_DIM = 16
+"""Features up to which trees are compared with: beyond, they look at most of the points, one by one."""
+CHECKED = 64
+"""Queries whose neighbours are looked up in double precision, too."""
 SELECTION = 4
 """Operations of a GPU's lane for each distance beside the products: add the norm, compare, rarely keep."""
 
@@ -78,7 +83,9 @@ def searches(device: str, quick: bool) -> list[Search]:
         for dim in dims:
             most = num_points if dim <= 3 else min(num_points, MAX_PAIRS[kind] // num_points)
             found.append(Search(most, num_points, dim))
-    if kind == "cuda":
+    if kind == "cpu":
+        found += [Search(4096, 65_536, dim, k) for dim, k in ((32, 12), (64, 5), (64, 12), (128, 5))]
+    else:
         large = [(4096, 65_536, 64), *((4096, 10**6, dim) for dim in (32, 64, 128))]
         large += [(16_384, 5 * 10**6, 64), (32_768, 10**6, 64)]
         found += [Search(*size, k) for size in large for k in (K, 12)]
@@ -104,22 +111,45 @@ def _size(search: Search, device: str, rates: Rates) -> list[BenchmarkLine]:
     points = walks(num_points, dim, device)
     part = points[torch.randperm(num_points, generator=torch.Generator().manual_seed(1))[:count].to(device)]
     queries, exclude = (points, "self") if count == num_points else (part, "none")
+    with PeakMemory(device) as peak:
+        near, _ = knn(queries, points, k, exclude=exclude)
     # The libraries find the point itself too.
     works = _peers(queries, points, k + (exclude == "self"), device)
     timings = _compared({OURS: lambda: knn(queries, points, k, exclude=exclude), **works}, device)
     median, tail = timings.pop(OURS)
     pairs = count * num_points
-    note = f"{pairs / median / 1e9:.2f} G pairs/s, {2e-12 * pairs * dim / median:.3g} TFLOP/s"
+    found = recall(queries, points, near, exclude == "self")
+    note = f"{pairs / median / 1e9:.2f} G pairs/s, {2e-12 * pairs * dim / median:.3g} TFLOP/s, recall {found:.4g}"
     peers = {name: timing.median_s for name, timing in timings.items()}
     best = min(peers, key=lambda name: peers[name], default=None)
     others = "".join(f"; {name} {1000 * seconds:.1f} ms" for name, seconds in peers.items())
     return [
         BenchmarkLine(
             f"k-NN, d={dim}", _name(search), median, tail, floor(search, rates), "exhaustive search",
-            None if best is None else peers[best], "" if best is None else f"bare {best}", None,
+            None if best is None else peers[best], "" if best is None else f"bare {best}", peak.num_bytes,
             num_points, "points", note + others,
         )
     ]  # fmt: skip
+
+
+def recall(queries: torch.Tensor, points: torch.Tensor, distances: torch.Tensor, own_row: bool) -> float:
+    """Return which share of neighbours is no further than those that double precision finds, of some queries.
+
+    Args:
+        queries: Shape (n, d).
+        points: Shape (m, d).
+        distances: To the neighbours that were found, (n, k).
+        own_row: Whether query i is point i, which is not its neighbour.
+    """
+    rows = torch.linspace(0, len(queries) - 1, min(CHECKED, len(queries)), device=queries.device).long()
+    exact, right = points.double(), 0.0
+    for row in rows:
+        squared = (exact - queries[row].double()).square().sum(dim=1)
+        if own_row:
+            squared[row] = torch.inf
+        farthest = squared.topk(distances.shape[1], largest=False).values.amax().sqrt()
+        right += float((distances[row] <= farthest * (1.0 + 1e-6)).double().mean())
+    return right / len(rows)
 
 
 def _name(search: Search) -> str:
@@ -161,7 +191,8 @@ def _peers(queries: torch.Tensor, points: torch.Tensor, k: int, device: str) -> 
         from scipy import spatial
 
         data, wanted, threads = points.numpy(), queries.numpy(), torch.get_num_threads()
-        peers["scipy KDTree"] = lambda: spatial.KDTree(data).query(wanted, k=k, workers=threads)
+        if data.shape[1] <= TREES_MAX_DIM:
+            peers["scipy KDTree"] = lambda: spatial.KDTree(data).query(wanted, k=k, workers=threads)
         peers |= _optional_peers(data, wanted, k, threads, exhaustive)
     elif exhaustive and importlib.util.find_spec("faiss"):
         peers |= _faiss_on_gpu(queries, points, k)
@@ -173,7 +204,8 @@ def _optional_peers(data: Any, wanted: Any, k: int, threads: int, exhaustive: bo
     peers: dict[str, Callable[[], object]] = {}
     if importlib.util.find_spec("sklearn"):
         neighbors = importlib.import_module("sklearn.neighbors")
-        for algorithm in ("kd_tree", "brute") if exhaustive else ("kd_tree",):
+        fit = {"kd_tree": data.shape[1] <= TREES_MAX_DIM, "brute": exhaustive}
+        for algorithm in (name for name, fits in fit.items() if fits):
             search = neighbors.NearestNeighbors(n_neighbors=k, algorithm=algorithm, n_jobs=threads)
             peers[f"scikit-learn {algorithm}"] = lambda search=search: search.fit(data).kneighbors(wanted)
     if exhaustive and importlib.util.find_spec("faiss"):

@@ -58,7 +58,9 @@ class Case:
     run: Callable[[], list[BenchmarkLine]]
     """Measures; everything large is built in here."""
     needs_bytes: int = 0
-    """Memory that it takes about [B]; where less is free, it is left out."""
+    """Memory of the device that it takes about [B]; where less is free, it is left out."""
+    needs_host_bytes: int = 0
+    """The same of the host, whatever the device is."""
 
 
 class Timing(NamedTuple):

@@ -22,6 +22,9 @@ from myriad_lab.runners.parallel_q_processes import POLICY_LEARNER, VALUE_LEARNE
 from myriad_lab.runners.parallel_q_runner import ParallelQRunner, ParallelQRunnerCfg
 from myriad_lab.tasks.registry import make_env
 
+POLICY_DELAY = 2
+"""Critic updates for each policy update."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -165,6 +168,7 @@ def _runner(
     cfg = PQLCfg(
         batch_size=setting.batch_size,
         value_updates_per_step=float(setting.updates),
+        policy_delay=POLICY_DELAY,
         replay_capacity=128 * setting.num_envs,
         warmup_steps=1,
     )
@@ -194,12 +198,15 @@ def _line(
     cores: Cores,
 ) -> BenchmarkLine:
     alone, turns, both = (times[name].median_s for name in ("alone", "turns", "parallel"))
+    lag, policy_updates = metrics["Perf/policy_lag"], setting.updates / POLICY_DELAY
+    sampled = (setting.updates + policy_updates) * setting.batch_size / setting.num_envs
     where = f"cores {list(cores.collector)} and {list(cores.learners)}" if cores.pinned else "nothing pinned"
     note = (
         f"collector alone {1000 * alone:.1f} ms, learners alone {1000 * learn_s:.1f} ms, overlap efficiency "
         f"{overlap_efficiency(alone, learn_s, both):.2f} (in turns {overlap_efficiency(alone, learn_s, turns):.2f}), "
-        f"collector waits {metrics['Perf/collector_wait']:.0%}, policy lag {metrics['Perf/policy_lag']:.0f} updates, "
-        f"{setting.updates} critic and {setting.updates / 2:g} policy updates per step; {where}"
+        f"collector waits {metrics['Perf/collector_wait']:.0%}, policy lag {lag:g} updates, "
+        f"{lag / policy_updates:.2g} env steps, {setting.updates} critic and {policy_updates:g} policy updates per step"
+        f", {sampled:g} rows drawn per transition; {where}"
     )
     return BenchmarkLine(
         f"overlap, {setting.task}",

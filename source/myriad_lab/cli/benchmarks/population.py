@@ -6,11 +6,15 @@ from functools import partial
 
 import torch
 
+from myriad_lab.algorithms.kmyriad import KMyriadCfg
+from myriad_lab.algorithms.policy_updates import OneStepUpdate
+from myriad_lab.algorithms.population_optimizer import PopulationOptimizer
 from myriad_lab.cli.benchmarks.floors import ADAMW_BYTES, FLOAT_BYTES
 from myriad_lab.cli.benchmarks.line import BenchmarkLine, Case, Work, in_turns
 from myriad_lab.cli.benchmarks.memory import PeakMemory
 from myriad_lab.cli.benchmarks.rates import Yardsticks
 from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
+from myriad_lab.storage.rollout import RolloutStorage
 
 NUM_OBS, NUM_ACTIONS = 48, 8
 SIZES = (1, 8, 32, 128, 512, 1024, 4096)
@@ -96,19 +100,19 @@ def _act(actor: PopulationActor, num_envs: int, device: str) -> Work:
 
 
 def _update(actor: PopulationActor, num_envs: int, device: str) -> Work:
-    """Return one policy-gradient step with Adam on one observation per env."""
-    obs = torch.randn(actor.num_policies, num_envs // actor.num_policies, NUM_OBS, device=device)
-    actions = torch.randn(*obs.shape[:2], NUM_ACTIONS, device=device)
-    advantages = torch.randn(obs.shape[:2], device=device)
-    adam = torch.optim.Adam(actor.parameters(), lr=1e-4, fused=True)
-
-    def work() -> None:
-        loss = -(actor.distribution(obs).log_prob(actions) * advantages).mean()
-        adam.zero_grad(set_to_none=True)
-        loss.backward()
-        adam.step()
-
-    return work
+    """Return K-Myriad's single gradient step on one observation per env."""
+    fields = {
+        "obs": ((NUM_OBS,), torch.float32),
+        "pre_squash": ((NUM_ACTIONS,), torch.float32),
+        "valid": ((), torch.bool),
+    }
+    storage = RolloutStorage(1, num_envs, actor.num_policies, fields, device)
+    obs, actions = torch.randn(num_envs, NUM_OBS), torch.randn(num_envs, NUM_ACTIONS)
+    storage.append({"obs": obs, "pre_squash": actions, "valid": torch.ones(num_envs, dtype=torch.bool)})
+    cfg = KMyriadCfg(num_epochs=1)
+    improve = OneStepUpdate(actor, PopulationOptimizer(actor, None, cfg), cfg)
+    rewards, number = torch.randn(1, num_envs, device=device), torch.tensor(float(num_envs), device=device)
+    return partial(improve, storage, rewards, number)
 
 
 def _floors(actor: PopulationActor, num_envs: int) -> dict[str, tuple[float, float]]:

@@ -24,7 +24,7 @@ Times = dict[tuple[str, str], tuple[float, float]]
 
 
 def cases(device: str, quick: bool) -> list[Case]:
-    """Return a case for each number of ranks: 2 on a CPU, else the powers of 2 up to the number of GPUs.
+    """Return a case for each number of ranks: 2 on a CPU, else the powers of 2 up to the number of GPUs, or that one.
 
     Ranks that share cores get less than a core each: run it where there is one for each.
 
@@ -33,7 +33,7 @@ def cases(device: str, quick: bool) -> list[Case]:
         quick: Small sizes, few repetitions.
     """
     most = 2 if torch.device(device).type == "cpu" else min(torch.cuda.device_count(), NUM_POLICIES)
-    worlds = [2**n for n in range(1, most.bit_length())]
+    worlds = [2**n for n in range(1, most.bit_length())] or [1]
     return [Case(f"{world_size} ranks", partial(time_ranks, world_size, device, quick)) for world_size in worlds]
 
 
@@ -44,7 +44,7 @@ def time_ranks(world_size: int, device: str, quick: bool) -> list[BenchmarkLine]
     number of ranks, so that a ratio of 1 means that nothing is lost.
     """
     _, alone = _in_processes(1, device, quick)
-    messages, work = _in_processes(world_size, device, quick)
+    messages, work = _in_processes(world_size, device, quick) if world_size > 1 else ({}, alone)
     lines = []
     for (what, size), timing in messages.items():
         if what != "copy":

@@ -39,11 +39,12 @@ class Record:
     ) -> None:
         self._head = {"machine": dict(machine), "device": device, "quick": quick}
         self._results: list[dict[str, Any]] = []
+        self._unfinished: dict[str, int] = {}
         self._path, self._commit = path, commit
         if path is not None and path.exists():
             known = read_record(path)
             self._check(known, path)
-            self._results = known["results"]
+            self._results, self._unfinished = known["results"], known["unfinished"]
 
     def lines(self, benchmark: str, case: str) -> list[BenchmarkLine] | None:
         """Return the lines of a case, ``None`` if it was not measured yet."""
@@ -52,8 +53,18 @@ class Record:
                 return result["lines"]
         return None
 
+    def attempts(self, benchmark: str, case: str) -> int:
+        """Return how often a case was begun that is not recorded."""
+        return self._unfinished.get(f"{benchmark}, {case}", 0)
+
+    def begin(self, benchmark: str, case: str) -> None:
+        """Note that a case is begun, for the next call to know if this process does not come back from it."""
+        self._unfinished[f"{benchmark}, {case}"] = self.attempts(benchmark, case) + 1
+        self._write()
+
     def add(self, benchmark: str, case: str, lines: list[BenchmarkLine]) -> None:
         """Take over the lines of a case, with time, commit and load of the machine, and write the file."""
+        self._unfinished.pop(f"{benchmark}, {case}", None)
         self._results.append(
             {
                 "benchmark": benchmark,
@@ -64,13 +75,16 @@ class Record:
                 "lines": lines,
             }
         )
-        if self._path is not None:
-            plain = [{**result, "lines": [asdict(line) for line in result["lines"]]} for result in self._results]
-            write_json(self._path, {**self._head, "results": plain})
+        self._write()
 
     def content(self) -> dict[str, Any]:
-        """Return what ``read_record`` would: machine, device, quick, results."""
-        return {**self._head, "results": self._results}
+        """Return what ``read_record`` would: machine, device, quick, results, and how often what is not there began."""
+        return {**self._head, "results": self._results, "unfinished": self._unfinished}
+
+    def _write(self) -> None:
+        if self._path is not None:
+            plain = [{**result, "lines": [asdict(line) for line in result["lines"]]} for result in self._results]
+            write_json(self._path, self.content() | {"results": plain})
 
     def _check(self, known: Mapping[str, Any], path: Path) -> None:
         theirs, ours = _flat(known), _flat(self._head)
@@ -97,7 +111,7 @@ def read_record(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"there is no {path}; make it with: python scripts/benchmark.py all --json {path}")
     content = read_json(path)
     results = [{**r, "lines": [BenchmarkLine(**line) for line in r["lines"]]} for r in content["results"]]
-    return {**content, "results": results}
+    return {"unfinished": {}, **content, "results": results}
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,9 @@ MENDING = {
 """What found no room -> its name, what to do, the number to raise. That a solver stopped at its last iteration is not
 here: MuJoCo's C engine does that in silence, too."""
 
+_SHARED = (_FLAGS.BROADPHASE, _FLAGS.NARROWPHASE)
+"""Raised in all envs at once, for the room that they share."""
+
 
 class OverflowWatch:
     """Reads the engine's flags (which stay set once they are set) every ``interval`` steps, and one interval late.
@@ -76,8 +79,8 @@ class OverflowWatch:
         for (flag, (what, mend, name)), count in zip(MENDING.items(), counts, strict=True):
             if count and int(flag) not in self._told:
                 self._told.add(int(flag))
+                where = f"in {'some' if flag in _SHARED else count} of {len(self._flags)} envs"
                 advice = mend.format(name=name, value=self._values.get(name))
                 log.warning(
-                    "No room for some %s in %d of %d envs: they were dropped, so robots sink or slide there; %s",
-                    *(what, count, len(self._flags), advice),
+                    "No room for some %s %s: they were dropped, so robots sink or slide there; %s", what, where, advice
                 )

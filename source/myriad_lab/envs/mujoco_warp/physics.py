@@ -41,10 +41,10 @@ class WarpPhysics:
         """
         wp.init()
         device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0": Warp looks devices up by number
+        check_driver(device)
         self._place = wp.device_from_torch(device)
         self._torch_device = device
         self._num_steps = num_steps
-        _check_driver(device)
         with wp.ScopedDevice(self._place):
             try:
                 self._model = mjw.put_model(without_autoreset(model))
@@ -113,10 +113,26 @@ class WarpPhysics:
         return capture.graph
 
 
-def _check_driver(device: torch.device) -> None:
-    """Refuse a driver without conditional nodes: the solver's loop ends on the device, where it has converged."""
-    if device.type == "cuda" and not wp.is_conditional_graph_supported():
+def check_driver(device: torch.device) -> None:
+    """Refuse a device that Warp does not see, or one without the graphs whose loops end on the device.
+
+    Raises:
+        ConfigurationError: If the driver is too old for this build of Warp, or for conditional nodes, which end the
+            solver's loop where it has converged.
+    """
+    if device.type != "cuda":
+        return
+    instead = (
+        "update the NVIDIA driver (Warp from PyPI is built for CUDA 13 and needs R580 or newer), or install Warp's "
+        "wheel for CUDA 12 (+cu12, at github.com/NVIDIA/warp/releases), or use --backend mujoco"
+    )
+    found = wp.get_cuda_device_count()
+    if (device.index or 0) >= found:
         raise ConfigurationError(
-            f"backend mujoco_warp on {device} needs a driver of CUDA 12.4 or newer, for graphs with loops; update the "
-            "NVIDIA driver, or use --backend mujoco"
+            f"backend mujoco_warp on {device}: Warp {wp.config.version} sees {found} CUDA devices, torch "
+            f"{torch.cuda.device_count()}; {instead}"
+        )
+    if not wp.is_conditional_graph_supported():
+        raise ConfigurationError(
+            f"backend mujoco_warp on {device} needs a driver of CUDA 12.4 or newer, for graphs with loops; {instead}"
         )
