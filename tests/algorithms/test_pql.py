@@ -312,6 +312,16 @@ def test_kept_heads_keep_their_networks_and_get_all_envs() -> None:
     assert set(pql.update()) == {*VALUE_METRICS, *POLICY_METRICS}
 
 
+def test_critics_and_their_targets_know_the_mean_of_what_was_observed() -> None:
+    pql = make(critic=QEnsembleCfg(hidden=[32], kind="scalar", obs_normalization=True))
+    feed(pql, 5)
+    states = (torch.arange(pql.num_envs) + torch.arange(5)[:, None]) % CHAIN
+    mean = torch.nn.functional.one_hot(states.flatten(), CHAIN).float().mean(dim=0)
+    for network in (pql.critic, pql.target_critic):
+        torch.testing.assert_close(network.normalizer.get_buffer("mean"), mean)
+        assert network.normalizer.get_buffer("count") == 5 * pql.num_envs
+
+
 def test_returns_are_scaled_before_the_critics_see_them() -> None:
     pql = make(num_policies=1, num_envs=4, n_step=1, normalize_returns=True, return_bound=0.5, reward_scale=3.0)
     feed(pql, 40)

@@ -138,9 +138,11 @@ def test_a_case_that_kills_the_process_is_the_last_of_the_next_call(benchmark: B
     benchmark.broken = KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
         command._measure({"knn": benchmark.cases("knn")}, Record(MACHINE, "cpu", False, path), "cpu", None)
+    assert read_record(path)["unfinished"] == {"knn, a": 1}
     benchmark.broken = None
     command._measure({"knn": benchmark.cases("knn")}, Record(MACHINE, "cpu", False, path), "cpu", None)
     assert benchmark.ran == ["knn b", "knn a"]
+    assert read_record(path)["unfinished"] == {}
 
 
 def test_a_device_that_is_lost_ends_the_call(
