@@ -18,7 +18,7 @@ import torch.multiprocessing
 logger = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 5.0
-"""How long a worker that was told to stop may take, where nobody says otherwise."""
+"""How long workers that were told to stop may take, where nobody says otherwise."""
 _PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Sent to the whole process group by Ctrl-C or a batch system; the parent stops its workers itself, after it saved."""
 
@@ -62,7 +62,7 @@ class WorkerGroup:
 
     Args:
         context: Multiprocessing context, as of ``torch.multiprocessing.get_context("spawn")``.
-        patience: Seconds that each may take to stop before it is killed.
+        patience: Seconds that they may take to stop before they are killed.
     """
 
     def __init__(self, context: Any, patience: float = PATIENCE_SECONDS) -> None:
