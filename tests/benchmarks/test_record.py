@@ -7,12 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from myriad_lab.cli import benchmark as command
 from myriad_lab.cli.benchmarks.line import BenchmarkLine, Case
 from myriad_lab.cli.benchmarks.record import Record, read_record
 from myriad_lab.cli.main import main
 from myriad_lab.errors import ConfigurationError
+from myriad_lab.portfolio.atomic import read_json
 
 MACHINE = {"cpu": "a processor", "gpu": "none", "torch": "2.13.0"}
 LINE = BenchmarkLine("work, S", "8 rows", 2e-3, 3e-3, 1e-3, "bytes", 4e-3, "plain", 5_000_000, 8.0, "rows", "fine")
@@ -114,6 +116,36 @@ def test_a_full_record_is_only_shown(benchmark: Benchmark, tmp_path: Path, capsy
     assert main(["benchmark", "all", "--json", str(path)]) == 0
     assert len(benchmark.ran) == 4
     assert capsys.readouterr().out.count("work, S") == 4
+
+
+def test_all_is_recorded_unless_it_is_only_tried(
+    benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["benchmark", "all", "--quick"]) == 0
+    assert not list(tmp_path.iterdir())
+    assert main(["benchmark", "all", "--minutes", "5"]) == 0
+    assert len(read_json(tmp_path / "benchmark_cpu.json")["results"]) == 4
+
+
+def test_threads_that_a_case_takes_are_given_back(benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = torch.get_num_threads(), []
+
+    def case(name: str) -> Case:
+        def work() -> list[BenchmarkLine]:
+            seen.append(torch.get_num_threads())
+            torch.set_num_threads(seen[-1] + 1)
+            return []
+
+        return Case(name, work)
+
+    monkeypatch.setattr(command, "_cases", lambda *_: ({"env": [case("a"), case("b")]}, []))
+    try:
+        assert main(["benchmark", "env"]) == 0
+        assert seen == [before, before]
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, ConfigurationError])

@@ -10,6 +10,7 @@ from myriad_lab.cli.algorithms import Setting, make_runner
 from myriad_lab.cli.memory import memory_lines, memory_of
 from myriad_lab.cli.plan import make_plan
 from myriad_lab.distributed.process_group import Place
+from myriad_lab.errors import ConfigurationError
 
 SMALL = {"task": "Myriad-PointMaze-Maze", "num_envs": 8, "num_policies": 2}
 TINY = ["env.episode_steps=12", "agent.actor.trunk=[8]", "agent.actor.adapter_dim=8"]
@@ -87,3 +88,9 @@ def test_it_is_printed_before_the_env_is_made(monkeypatch, capsys):
     assert "it will not fit: take fewer envs or a smaller agent.replay_capacity" in told[-1]
     monkeypatch.setattr(memory, "free_bytes", lambda device: None)
     assert memory_lines(plan)[-1].endswith("GiB")
+
+
+def test_a_group_that_the_critics_cannot_have_is_refused():
+    plan = make_plan({**SMALL, "algorithm": "pql"}, [*TINY, "agent.critic_group=polcy"])
+    with pytest.raises(ConfigurationError, match="critic_group='polcy' of PQL. Did you mean policy"):
+        memory_of(plan)

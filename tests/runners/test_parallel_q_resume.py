@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from myriad_lab.distributed.tokens import Tokens
 from myriad_lab.networks.population import PopulationActor
+from myriad_lab.portfolio.bundle import load_bundle
 from myriad_lab.portfolio.run_folder import RunFolder
+from myriad_lab.runners.callbacks import Callback
 from myriad_lab.runners.parallel_q_processes import ParallelLearners
 from myriad_lab.runners.parallel_q_runner import ParallelQRunner
+from predictable_env import PredictableEnv
 from runners.test_parallel_q_runner import ACTOR, Score, make
 
 CHANGES = [{"value_updates_per_step": 8.0}, {"value_updates_per_step": 0.25}, {"policy_delay": 8}, {"policy_delay": 1}]
@@ -107,3 +111,42 @@ def test_a_memory_wraps_and_goes_on_in_the_other_mode(tmp_path: Path) -> None:
     drawn = [r.algorithm.replay.sample(64, torch.Generator().manual_seed(0)) for r in (half, rest)]
     assert torch.equal(drawn[0].obs["policy"], drawn[1].obs["policy"])
     assert torch.equal(drawn[0].next_obs["policy"], drawn[1].next_obs["policy"])
+
+
+class StartsAnew(PredictableEnv):
+    """An env of which no snapshot is to be had."""
+
+    resumes_episodes = False
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.reset()
+
+
+def test_episodes_that_a_resume_cannot_go_on_with_are_forgotten(tmp_path: Path) -> None:
+    def start() -> ParallelQRunner:
+        env = StartsAnew(num_envs=16, lengths=[5] * 16)
+        return make(env=env, num_steps_per_iteration=8, save_replay=True, normalize_returns=True, batch_size=256)
+
+    half, rest = start(), start()
+    half.learn(1)  # three steps into the second episode
+    rest.load(half.save(tmp_path / "bundle"))
+    assert rest.metrics["Train/mean_episode_length"] == 5.0
+    rest.learn(1)
+    assert rest.metrics["Train/mean_episode_length"] == 5.0
+    batch = rest.algorithm.sample()
+    usable = batch.weights > 0
+    (_, step, episode), (_, after, later) = (rows["policy"][usable].unbind(-1) for rows in (batch.obs, batch.next_obs))
+    assert torch.equal(after, step + 1)
+    assert torch.equal(later, episode)
+
+
+@pytest.mark.parametrize("interval", [1, 7])
+def test_a_stop_before_the_first_iteration_saves_too(interval: int, tmp_path: Path) -> None:
+    class Hasty(Callback):
+        def on_start(self, runner: Any) -> None:
+            runner.request_stop()
+
+    folder = RunFolder.create(tmp_path, "run")
+    make(folder, callbacks=[Hasty()], save_interval=interval).learn(3)
+    assert load_bundle(folder.latest()).manifest.iteration == 0

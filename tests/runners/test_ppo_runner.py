@@ -174,6 +174,24 @@ def test_resume_is_bit_exact_and_saving_changes_nothing(tmp_path: Path, from_hea
     assert_alike(saved, resumed)
 
 
+def test_episodes_that_a_resume_cannot_go_on_with_are_forgotten(tmp_path: Path) -> None:
+    class StartsAnew(IdentityEnv):
+        resumes_episodes = False
+
+        def load_state_dict(self, state: dict) -> None:
+            super().load_state_dict(state)
+            self.reset()
+
+    def start() -> PPORunner:
+        return PPORunner(StartsAnew(), small(num_steps_per_env=12, random_episode_start=False), PPORunnerCfg(), seed=1)
+
+    half, rest = start(), start()
+    half.learn(1)  # four steps into the second episode of eight
+    rest.load(half.save(tmp_path / "bundle"))
+    rest.learn(1)
+    assert rest.metrics["Train/mean_episode_length"] == 8.0
+
+
 def test_another_learning_rate_counts_from_the_resume_on(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "run")
     make_runner(run=run, schedule="fixed", learning_rate=1e-3).learn(5)

@@ -20,7 +20,7 @@ from myriad_lab.algorithms.repeated_noise import RepeatedNoise
 from myriad_lab.algorithms.return_scale import ReturnScale
 from myriad_lab.algorithms.shards import collect_learner, load_learner, own_critics, sum_and_clip
 from myriad_lab.algorithms.update_counts import UpdateCounts
-from myriad_lab.errors import CheckpointError, ConfigurationError
+from myriad_lab.errors import CheckpointError
 from myriad_lab.functional.collective import ALONE, Collective
 from myriad_lab.networks.normalizer import RunningNormalizer
 from myriad_lab.networks.population import PopulationActor, check_population
@@ -75,9 +75,7 @@ class PQL:
         ranks: Collective = ALONE,
     ) -> None:
         cfg.validate()
-        missing = {"policy", cfg.critic_group} - obs_sizes.keys()
-        if missing:
-            raise ConfigurationError(f"PQL needs the observation groups {sorted(missing)}; got {sorted(obs_sizes)}.")
+        cfg.check_groups(obs_sizes)
         check_squash(actor.cfg.squash)
         self.cfg, self.num_envs, self.seeded, self.ranks = cfg, num_envs, seeded, ranks
         self.device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", which can be compared

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from myriad_lab.errors import ConfigurationError, nearest
@@ -129,6 +130,13 @@ class PQLCfg:
         self.actor.validate()
         self.critic.validate()
         self._check_bounds()
+
+    def check_groups(self, groups: Collection[str]) -> None:
+        """Raise ``ConfigurationError`` where the env has not the observation groups of policies and critics."""
+        if "policy" not in groups:
+            raise ConfigurationError(f"PQL needs the observation group 'policy'; the env has {sorted(groups)}.")
+        if self.critic_group not in groups:
+            raise ConfigurationError(f"critic_group={self.critic_group!r} of PQL. {nearest(self.critic_group, groups)}")
 
     def check_prior(self, seeded: bool) -> None:
         """Raise ``ConfigurationError`` where a setting speaks of a portfolio and the policies come from none."""

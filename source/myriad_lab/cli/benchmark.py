@@ -38,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="device of the tensors, e.g. cuda:0 (default: cpu)")
     parser.add_argument("--quick", action="store_true", help="small sizes and few repetitions, to see that it works")
     parser.add_argument(
-        "--json", type=Path, nargs="+", metavar="FILE", help="record there; what it holds already is not measured again"
+        "--json",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="record there; what it holds already is not measured again (default of all: benchmark_<device>.json)",
     )
     parser.add_argument("--minutes", type=positive_float, help="start nothing new after so long; call again to go on")
     parser.add_argument("--peers", type=Path, help="of end2end: folder with checkouts of the public learners")
@@ -73,6 +77,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 
         return end2end.run(device, args.quick, args.minutes, args.peers)
     path = args.json[0] if args.json else None
+    if path is None and args.name == "all" and not args.quick:  # so long a measurement is not to be lost
+        path = Path(f"benchmark_{found.type}.json")
     if path:
         check_out_file(path)
     machine = hardware(device) | versions() | installed(COMPARED)
@@ -105,7 +111,7 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise ConfigurationError("end2end writes a page of its own under runs/studies; leave --json and --plot out")
     if args.peers and not study:
         raise ConfigurationError(f"--peers {args.peers} belongs to: benchmark end2end")
-    if args.minutes and not args.json and not study:
+    if args.minutes and not args.json and args.name not in (END2END, "all"):
         raise ConfigurationError("--minutes without --json FILE leaves nothing to go on with: name a file")
     if args.plot:
         if importlib.util.find_spec("matplotlib") is None:
@@ -159,6 +165,8 @@ def _measure(todo: dict[str, list[Case]], record: Record, device: str, minutes: 
 
 def _run_case(name: str, case: Case, record: Record, device: str) -> bool:
     """Run and record a case, and say whether it did not fail; one that does not fit is left out."""
+    import torch
+
     from myriad_lab.cli.benchmarks.memory import free_bytes
 
     for where, needed in ((device, case.needs_bytes), ("cpu", case.needs_host_bytes)):
@@ -167,11 +175,14 @@ def _run_case(name: str, case: Case, record: Record, device: str) -> bool:
             print(f"  left out: it needs {needed / 2**30:.1f} GiB of {where}, and {free / 2**30:.1f} GiB are free")
             return True
     record.begin(name, case.name)
+    threads = torch.get_num_threads()
     try:
         lines = case.run()
     except Exception:
         traceback.print_exc()
         return False
+    finally:
+        torch.set_num_threads(threads)  # MuJoCo's envs take torch's for themselves, for good
     record.add(name, case.name, lines)
     return True
 

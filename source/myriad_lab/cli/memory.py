@@ -132,6 +132,7 @@ def _replay(plan: TrainPlan, share: _Share, sizes: dict[str, int], num_actions: 
 
     cfg: Any = plan.agent_cfg
     steps = max(cfg.n_step + 1, cfg.replay_capacity // (plan.run.num_envs or 1))
+    cfg.check_groups(sizes)
     groups = {group: sizes[group] for group in ("policy", cfg.critic_group)}
     # on no device: it knows its size, and takes none
     place: Any = ("meta", getattr(torch, cfg.replay_dtype))

@@ -109,6 +109,8 @@ class VecEnv(RslVecEnv):
     spec: EnvSpec
     provides_final_obs: bool
     """Whether ``extras["final_obs"]`` is filled."""
+    resumes_episodes: bool = True
+    """Whether ``load_state_dict`` goes on with the episodes that were under way; where not, all envs begin new ones."""
 
     @abstractmethod
     def reset(self, env_ids: torch.Tensor | None = None) -> TensorDict:

@@ -51,6 +51,10 @@ class EpisodeTracker:
         self._finished += rank[:, -1]
         self._running *= ~dones
 
+    def restart(self) -> None:
+        """Forget the episodes under way: all envs begin new ones."""
+        self._running.zero_()
+
     def head_means(self) -> torch.Tensor:
         """Return mean return, length and success of each head, (3, num_policies); NaN without a finished episode."""
         counts = self._finished.clamp_max(self.window)

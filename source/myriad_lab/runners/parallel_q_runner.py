@@ -181,6 +181,8 @@ class ParallelQRunner(Runner):
             self.algorithm.replay.load_state_dict(bundle.load_replay())
         else:
             self.algorithm.restart_replay()
+        if not self.env.resumes_episodes:
+            self._forget_episodes()
         self._obs = self.env.get_observations().to(self.device)
         self._restore(bundle.manifest, float(state["runner"]["best_score"]))
 
@@ -282,6 +284,11 @@ class ParallelQRunner(Runner):
         self.episodes = EpisodeTracker(self.env.num_envs, len(kept), self.device)
         # an episode must not count for two heads
         self._obs = self.env.reset().to(self.device)
+        self._forget_episodes()
+
+    def _forget_episodes(self) -> None:
+        """Take what comes next as new episodes: nothing under way is added to, and no window leads into them."""
+        self.episodes.restart()
         self.algorithm.replay.cut()
         if self.algorithm.return_scale is not None:
             self.algorithm.return_scale.restart()

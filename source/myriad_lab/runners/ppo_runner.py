@@ -158,6 +158,8 @@ class PPORunner(Runner):
             group["lr"] = rate
         self.env.load_state_dict(state["env"])
         self.episodes.load_state_dict(state["episodes"])
+        if not self.env.resumes_episodes:
+            self.episodes.restart()
         restore_rng_state(state["rng"])
         self._has_success = state["has_success"]
         self._restore(bundle.manifest, state["best"])

@@ -95,7 +95,7 @@ class Runner(ABC):
             NanGuardError: If something is not finite; the last checkpoint stays.
             WorkerDied: If a learner process of PQL dies; the last checkpoint stays.
         """
-        self._stop = False
+        self._stop = saved = False
         last = self.iteration + num_learning_iterations
         if self.run_folder is not None and (reached := self.run_folder.checkpoint_path(self.iteration)).is_dir():
             self._mark_if_best(reached)  # a kill may have come between its saving and its mark
@@ -104,9 +104,9 @@ class Runner(ABC):
             self._begin()
             while self.iteration < last and not self._asked_to_stop():
                 self._iterate()
-                if self._save_is_due():
+                if saved := self._save_is_due():
                     self._checkpoint()
-            if not self._save_is_due():  # whoever asked for the end, and when
+            if not saved:  # whoever asked for the end, and when
                 self._checkpoint()
         finally:
             try:

@@ -287,6 +287,7 @@ def test_a_snapshot_restores_counters_and_starts_anew():
     copy.load_state_dict(state)
     assert other.common_step_counter == 1
     assert copy.episode_length_buf.tolist() == [0, 0]
+    assert not copy.resumes_episodes
     with pytest.raises(ConfigurationError, match="holds 2 envs, this env 1"):
         wrap(FakeIsaacEnv([9])).load_state_dict(state)
 

@@ -49,13 +49,13 @@ def time_ranks(world_size: int, device: str, quick: bool) -> list[BenchmarkLine]
     for (what, size), timing in messages.items():
         if what != "copy":
             floor = messages["copy", size][0]
-            note = f"{world_size} ranks"
-            lines.append(BenchmarkLine(what, size, *timing, floor_s=floor, floor="copy of the same bytes", note=note))
+            named = f"{what}, {world_size} ranks"
+            lines.append(BenchmarkLine(named, size, *timing, floor_s=floor, floor="copy of the same bytes"))
     for (what, size), timing in work.items():
         single = alone[what, size][0]
-        note = f"{world_size} ranks, 1 rank {1000 * single:.4g} ms"
+        named, note = f"{what}, {world_size} ranks", f"1 rank {1000 * single:.4g} ms"
         floor = single / world_size
-        lines.append(BenchmarkLine(what, size, *timing, floor_s=floor, floor="1 rank / ranks", note=note))
+        lines.append(BenchmarkLine(named, size, *timing, floor_s=floor, floor="1 rank / ranks", note=note))
     return lines
 
 

@@ -35,6 +35,7 @@ class IsaacLabEnv(VecEnv):
     """
 
     device: torch.device
+    resumes_episodes = False
 
     def __init__(self, env: Any, *, task_id: str, cfg: IsaacLabCfg, cleanup: ExitStack | None = None) -> None:
         """Wrap an env that has just been made, and start the first episodes.
