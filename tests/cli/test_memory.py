@@ -92,5 +92,5 @@ def test_it_is_printed_before_the_env_is_made(monkeypatch, capsys):
 
 def test_a_group_that_the_critics_cannot_have_is_refused():
     plan = make_plan({**SMALL, "algorithm": "pql"}, [*TINY, "agent.critic_group=polcy"])
-    with pytest.raises(ConfigurationError, match="critic_group='polcy' of PQL. Did you mean policy"):
+    with pytest.raises(ConfigurationError, match=r"critic_group='polcy' of PQL\. Did you mean policy"):
         memory_of(plan)
