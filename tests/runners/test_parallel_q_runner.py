@@ -344,11 +344,30 @@ def test_halving_keeps_the_better_heads(tmp_path: Path, caplog: pytest.LogCaptur
 
 
 def test_no_head_is_dropped_while_all_are_alike(caplog: pytest.LogCaptureFixture) -> None:
-    env = IdentityEnv(num_envs=16, episode_steps=100)
-    runner = make(env=env, heads=4, halving_iterations=[1])
-    runner.learn(1)
+    class Alike(IdentityEnv):
+        def step(self, actions: torch.Tensor) -> Any:
+            obs, rewards, dones, extras = super().step(actions)
+            return obs, torch.zeros_like(rewards), dones, extras
+
+    runner = make(env=Alike(num_envs=16, episode_steps=4), heads=4, halving_iterations=[1])
+    runner.learn(2)
     assert runner.num_policies == 4
-    assert "none is dropped" in caplog.text
+    assert caplog.text.count("none is dropped") == 1
+
+
+def test_halving_waits_until_every_head_has_finished_an_episode(tmp_path: Path) -> None:
+    def start() -> ParallelQRunner:
+        env = PredictableEnv(num_envs=16, lengths=[5] * 8 + [60] * 8)  # only what falls has a return soon
+        return make(env=env, heads=2, halving_iterations=[1], normalize_returns=True)
+
+    runner, resumed = start(), start()
+    runner.learn(2)
+    assert runner.num_policies == 2
+    resumed.load(runner.save(tmp_path / "bundle"))
+    for each in (runner, resumed):
+        each.learn(1)
+        assert each.num_policies == 1
+        each.learn(1)
 
 
 class Score(Callback):

@@ -111,7 +111,7 @@ def test_run_angles_and_body_frame(ant, angle):
 
 def test_velocity_reward_by_hand(velocity):
     state = state_of(QUADRUPED)
-    velocity.command = torch.tensor([[1.0, 0.0, 0.5]])
+    velocity.rewarded_command = torch.tensor([[1.0, 0.0, 0.5]])
     # Turned by 90 degrees to the left: the world's +y is the body's +x.
     state.root_quat_w[:] = about(2, math.pi / 2)
     state.root_lin_vel_w[0] = torch.tensor([-0.3, 0.6, 0.2])  # body: 0.6, 0.3
@@ -179,6 +179,7 @@ def test_commands_are_redrawn_on_time_and_within_bounds():
     task.on_step(state, generator)
     assert torch.equal(task.command[7], first[7])
     assert (task.command != first).any(1).float().mean() > 0.8
+    assert torch.equal(task.rewarded_command, first), "the action was chosen under the command of before"
 
 
 def test_bad_commands_are_refused():

@@ -36,7 +36,8 @@ class ParallelQRunnerCfg:
     best_metric: str = "Train/mean_reward"
     """Logged metric, larger is better, that decides which checkpoint is ``best``."""
     halving_iterations: list[int] = field(default_factory=list)
-    """Successive halving: after each of these iterations the better half of the heads goes on with all envs."""
+    """Successive halving: after each of these iterations the better half of the heads goes on with all envs, once every
+    head has finished an episode."""
 
     def validate(self) -> None:
         """Raise ``ConfigurationError`` where a value is out of range."""

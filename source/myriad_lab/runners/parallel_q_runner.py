@@ -104,6 +104,8 @@ class ParallelQRunner(Runner):
         )
         self.episodes = EpisodeTracker(env.num_envs, actor.num_policies, self.device)
         self._has_success = False
+        self._halvings = 0
+        """Rounds of successive halving so far, those that dropped nobody included."""
         self._obs = env.get_observations().to(self.device)
         self._learners: ParallelLearners | None = None
 
@@ -141,7 +143,7 @@ class ParallelQRunner(Runner):
             "algorithm": algorithm,
             **own,
             **({"others": others} if others else {}),
-            "runner": {"has_success": self._has_success, "best_score": self._best},
+            "runner": {"has_success": self._has_success, "best_score": self._best, "halvings": self._halvings},
         }
         replay = self.algorithm.replay.state_dict() if self.runner_cfg.save_replay else None
         manifest = self._manifest(
@@ -177,6 +179,8 @@ class ParallelQRunner(Runner):
             self.episodes.load_state_dict(own["tracker"])
             restore_rng_state(own["rng"])
         self._has_success = bool(state["runner"]["has_success"])
+        # older bundles have halved whenever it was due
+        self._halvings = int(state["runner"].get("halvings", self._halvings_due(bundle.manifest.iteration)))
         if bundle.has_replay and own is not None:
             self.algorithm.replay.load_state_dict(bundle.load_replay())
         else:
@@ -203,7 +207,7 @@ class ParallelQRunner(Runner):
         self.wall_time += elapsed
         self.metrics = self._collect_metrics(averages, elapsed)
         check_metrics(self.metrics, (*VALUE_METRICS, *POLICY_METRICS))
-        if self.iteration + 1 in self.runner_cfg.halving_iterations and self.num_policies > 1:
+        if self._halvings < self._halvings_due(self.iteration + 1) and self.num_policies > 1:
             self._halve()
         self._close_iteration()
 
@@ -265,9 +269,15 @@ class ParallelQRunner(Runner):
                 found.setdefault(name, []).append(value)
         return {name: sum(values) / len(values) for name, values in found.items()}
 
+    def _halvings_due(self, iteration: int) -> int:
+        return sum(due <= iteration for due in self.runner_cfg.halving_iterations)
+
     def _halve(self) -> None:
-        """Go on with the better half of the heads; nothing happens while no head is better than another."""
-        returns = self.episodes.head_means()[0].nan_to_num(nan=float("-inf"))
+        """Go on with the better half of the heads, as soon as all of them have a return; equal ones are all kept."""
+        returns = self.episodes.head_means()[0]
+        if bool(returns.isnan().any()):  # whose episodes last is not worse than who fell
+            return
+        self._halvings += 1
         if bool((returns == returns[0]).all()):
             logger.warning("Iteration %d: all heads have the same return, none is dropped.", self.iteration)
             return

@@ -110,7 +110,7 @@ class VelocityTask(LocomotionTask):
         self._low = torch.tensor(self.cfg.command_low, device=device)
         self._span = torch.tensor(self.cfg.command_high, device=device) - self._low
         num_feet = len(self.robot.contact_bodies)
-        self.command = torch.zeros(num_envs, 3, device=device)
+        self.command = self.rewarded_command = torch.zeros(num_envs, 3, device=device)
         self._command_age = torch.zeros(num_envs, dtype=torch.long, device=device)
         self._air_time = torch.zeros(num_envs, num_feet, device=device)
         self._landed_after = torch.zeros(num_envs, num_feet, device=device)
@@ -133,11 +133,12 @@ class VelocityTask(LocomotionTask):
         """Return the weighted terms, each (num_envs,)."""
         cfg, dt = self.cfg, self.robot.control_period
         lin_vel_b, ang_vel_b, gravity_b = self._body_frame(state)
-        linear_error = (self.command[:, :2] - lin_vel_b[:, :2]).square().sum(1)
-        angular_error = (self.command[:, 2] - ang_vel_b[:, 2]).square()
+        command = self.rewarded_command
+        linear_error = (command[:, :2] - lin_vel_b[:, :2]).square().sum(1)
+        angular_error = (command[:, 2] - ang_vel_b[:, 2]).square()
         # A landing counts where the foot has left the ground since the last one and the robot is told to move.
         air = ((self._landed_after - cfg.air_time_target) * (self._landed_after > 0)).sum(1)
-        moving = self.command.square().sum(1) > 0.01
+        moving = command.square().sum(1) > 0.01
         return {
             "linear": dt * cfg.linear_weight * torch.exp(-linear_error / cfg.tracking_width),
             "angular": dt * cfg.angular_weight * torch.exp(-angular_error / cfg.tracking_width),
@@ -163,7 +164,8 @@ class VelocityTask(LocomotionTask):
         self._landed_after[env_ids] = 0.0
 
     def on_step(self, state: RobotState, generator: torch.Generator) -> None:
-        """Advance commands and air times."""
+        """Advance commands and air times; the step is rewarded for the command that its action was chosen under."""
+        self.rewarded_command = self.command
         self._command_age += 1
         due = self._command_age >= self.cfg.command_steps
         # Drawn for every robot, so that nothing on the host depends on who is due.
