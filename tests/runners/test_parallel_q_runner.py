@@ -355,6 +355,26 @@ def test_no_head_is_dropped_while_all_are_alike(caplog: pytest.LogCaptureFixture
     assert caplog.text.count("none is dropped") == 1
 
 
+def test_updates_have_threads_of_their_own_between_env_steps() -> None:
+    class Counting(IdentityEnv):
+        def step(self, actions: torch.Tensor) -> Any:
+            seen.add(("env", torch.get_num_threads()))
+            return super().step(actions)
+
+    seen, before = set(), torch.get_num_threads()
+    runner = make(env=Counting(num_envs=16, episode_steps=4), learner_threads=before + 1)
+    update = runner.algorithm.value_update
+
+    def watched(batch: Any) -> torch.Tensor:
+        seen.add(("update", torch.get_num_threads()))
+        return update(batch)
+
+    runner.algorithm.value_update = watched
+    runner.learn(1)
+    assert seen == {("env", before), ("update", before + 1)}
+    assert torch.get_num_threads() == before
+
+
 def test_halving_waits_until_every_head_has_finished_an_episode(tmp_path: Path) -> None:
     def start() -> ParallelQRunner:
         env = PredictableEnv(num_envs=16, lengths=[5] * 8 + [60] * 8)  # only what falls has a return soon

@@ -24,7 +24,7 @@ class ParallelQRunnerCfg:
     policy_device: str | None = None
     """Device of the policy learner in parallel mode; the collector's by default."""
     learner_threads: int = 1
-    """CPU threads of each learner process."""
+    """CPU threads of each learner process; in interleaved mode those of the updates, at least."""
     save_interval: int = 50
     """Iterations between checkpoints, 0 for one at the end alone."""
     keep_checkpoints: int = 3

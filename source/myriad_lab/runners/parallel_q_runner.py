@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -245,7 +246,8 @@ class ParallelQRunner(Runner):
         self.callbacks.on_step(self, step)
         log = dict(extras.get("log", {}))
         if self._learners is None:
-            return {**log, **self.algorithm.update()}
+            with _at_least_threads(self.runner_cfg.learner_threads):
+                return {**log, **self.algorithm.update()}
         self._learners.after_step()
         return log
 
@@ -317,3 +319,14 @@ class ParallelQRunner(Runner):
         if self._learners is not None:
             self._learners.stop()
             self._learners = None
+
+
+@contextmanager
+def _at_least_threads(count: int) -> Iterator[None]:
+    """Let torch have that many threads for a while: envs on the same cores want it to have one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(count, before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
