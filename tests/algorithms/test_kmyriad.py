@@ -17,9 +17,10 @@ SIZES = {"policy": NUM_OBS, "features": 2}
 
 
 def make(num_envs: int = NUM_ENVS, m: int = M, steps: int = T, seed: int = 0, **changes) -> KMyriad:
-    settings = {"k": 2, "particle_stride": 2, "num_epochs": 1} | changes
+    settings = {"k": 2, "particle_stride": 2, "num_epochs": 1, "mixed_precision": False} | changes
     network = settings.pop("network", {})
-    actor_cfg = PopulationActorCfg(trunk=[16], adapter_dim=8, activation="tanh", init_log_std=-0.5, **network)
+    network = {"trunk": [16], "adapter_dim": 8, "activation": "tanh", "init_log_std": -0.5} | network
+    actor_cfg = PopulationActorCfg(**network)
     torch.manual_seed(seed)
     actor = PopulationActor(NUM_OBS, NUM_ACTIONS, m, actor_cfg)
     cfg = KMyriadCfg(actor=actor_cfg, **settings)
@@ -95,6 +96,44 @@ def test_chunks_of_the_single_step_change_nothing():
         algorithm.update()
         grads.append(torch.cat([p.grad.flatten() for p in algorithm.actor.parameters()]))
     torch.testing.assert_close(grads[0], grads[1])
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("noise", [{}, {"state_dependent_std": True}])
+def test_gradients_in_half_precision_are_those_of_float32_nearly(epochs, noise):
+    grads = []
+    for mixed_precision in (False, True):
+        still = {"num_epochs": epochs, "num_minibatches": 1, "learning_rate": 1e-9}
+        algorithm = make(64, mixed_precision=mixed_precision, network=noise, **still)
+        roll_out(algorithm)
+        algorithm.update()
+        networks = [algorithm.actor, *([algorithm.value] if epochs > 1 else [])]
+        grads.append(torch.cat([p.grad.flatten() for network in networks for p in network.parameters()]))
+    assert grads[1].dtype == torch.float32
+    assert not torch.equal(*grads)
+    assert torch.cosine_similarity(*grads, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("noise", [{}, {"state_dependent_std": True}])
+def test_ratios_begin_at_one_in_half_precision_too(noise):
+    """Little noise makes likelihoods sensitive: without the same rounding in acting, ratios would be far from 1."""
+    still = {"num_epochs": 2, "num_minibatches": 3, "learning_rate": 1e-9}
+    algorithm = make(64, mixed_precision=True, network=noise | {"init_log_std": -4.0}, **still)
+    roll_out(algorithm)
+    metrics = algorithm.update()
+    assert metrics["Policy/kl"].abs() < 1e-5
+    assert metrics["Policy/clip_fraction"] == 0.0
+
+
+def test_half_precision_is_taken_where_the_processor_has_it(monkeypatch):
+    for native in (False, True):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        for epochs in (1, 2):
+            for wanted, taken in ((None, native), (True, True), (False, False)):
+                algorithm = make(num_epochs=epochs, mixed_precision=wanted)
+                assert algorithm.mixed_precision.enabled is taken
+                assert algorithm._improve.mixed_precision.enabled is taken
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
@@ -312,6 +351,16 @@ def test_learning_rates_follow_the_divergence_from_the_rollout(desired, bound):
     roll_out(adapted, seed=1)
     adapted.optimizer.set_iteration(1)
     assert trunk["lr"] == pytest.approx(1e-2 * bound)  # goes on where the last update ended
+
+
+def test_the_first_minibatch_tells_nothing_of_the_divergence():
+    """What it shows is rounding; the step sizes would grow with every rollout."""
+    still = {"num_epochs": 2, "num_minibatches": 1, "learning_rate": 1e-9}
+    algorithm = make(64, mixed_precision=True, desired_kl=0.02, **still)
+    roll_out(algorithm)
+    metrics = algorithm.update()
+    assert metrics["Policy/kl"] > 0.0
+    assert metrics["Policy/learning_rate"] == pytest.approx(1.5e-9)
 
 
 def test_an_update_that_breaks_the_weights_is_undone():

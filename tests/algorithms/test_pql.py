@@ -396,8 +396,8 @@ def test_half_precision_is_taken_where_the_processor_has_it(monkeypatch: pytest.
     for native in (False, True):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        assert make().mixed_precision is native
-        assert make(mixed_precision=not native).mixed_precision is not native
+        assert make().mixed_precision.enabled is native
+        assert make(mixed_precision=not native).mixed_precision.enabled is not native
 
 
 def test_bad_settings_are_named() -> None:

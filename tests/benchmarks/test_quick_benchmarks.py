@@ -65,8 +65,10 @@ def test_learner_sizes() -> None:
 
 def test_population() -> None:
     lines = lines_of(population)
-    assert [(line.name.split(",")[0], line.size) for line in lines] == [
-        (f"population {kind}", f"m = {m}") for m in (1, 8, 64) for kind in ("act", "update")
+    assert [(line.name, line.size) for line in lines] == [
+        (f"population {kind}, 512 envs", f"m = {m}")
+        for m in (1, 8, 64)
+        for kind in ("act", "update, fp32", "update, bf16")
     ]
     weights = 48 * 512 + 512 * 256
     head = 256 * 256 + 256 + 256 * 8 + 8 + 8

@@ -59,7 +59,7 @@ def outlive(ranks: Collective) -> str:
 
 def make(ranks: Collective, settings: dict[str, Any]) -> KMyriad:
     """Build the block of this rank of a small population."""
-    settings = {"k": 3, "particle_stride": 2, "learning_rate": 1e-9} | settings
+    settings = {"k": 3, "particle_stride": 2, "learning_rate": 1e-9, "mixed_precision": False} | settings
     network = settings.pop("network", {})
     actor_cfg = PopulationActorCfg(trunk=[16], adapter_dim=8, activation="tanh", obs_normalization=True, **network)
     torch.manual_seed(0)
@@ -154,7 +154,7 @@ class StopOnLastRank(Callback):
 
 def train(ranks: Collective, asked: dict[str, Any]) -> dict[str, Any]:
     """Train in the point maze, and return the trunk with the counters."""
-    settings = {"k": 3, "window": 2} | asked
+    settings = {"k": 3, "window": 2, "mixed_precision": False} | asked
     folder, iterations = settings.pop("folder"), settings.pop("iterations")
     resume, stop = settings.pop("resume", None), settings.pop("stop", False)
     env = point_maze(ranks)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from myriad_lab.algorithms.population_optimizer import PopulationOptimizer
+from myriad_lab.algorithms.precision import MixedPrecision
 from myriad_lab.errors import ConfigurationError
 from myriad_lab.functional.collective import ALONE, Collective
 from myriad_lab.functional.estimators import effective_sample_size
@@ -48,6 +49,9 @@ class PolicyUpdateCfg:
     rows_per_backward: int = 262_144
     """Largest number of env steps differentiated at once in the single step, and valued at once before several epochs:
     bounds memory, changes no result."""
+    mixed_precision: bool | None = None
+    """Whether the networks run in bfloat16, but for their last layer; ``None`` where the device has units for it. They
+    do when they act too: the likelihood ratios would be those of the rounding otherwise."""
 
     def validate(self) -> None:
         """Raise ``ConfigurationError`` where a value is out of range."""
@@ -82,6 +86,7 @@ class OneStepUpdate:
         ranks: Collective = ALONE,
     ) -> None:
         self.actor, self.optimizer, self.cfg, self.ranks = actor, optimizer, cfg, ranks
+        self.mixed_precision = MixedPrecision(cfg.mixed_precision, actor.heads.out_bias.device)
 
     def __call__(
         self, storage: RolloutStorage, rewards: torch.Tensor, num_particles: torch.Tensor
@@ -105,7 +110,8 @@ class OneStepUpdate:
         surrogate, entropy = weights.new_zeros(()), weights.new_zeros(())
         self.optimizer.zero_grad()
         for steps in self._chunks(storage):
-            policy = self.actor.distribution(storage.by_policy(storage["obs"][steps]))
+            with self.mixed_precision.autocast():
+                policy = self.actor.distribution(storage.by_policy(storage["obs"][steps]))
             log_prob = policy.log_prob(storage.by_policy(storage["pre_squash"][steps]))
             gain = (log_prob * storage.by_policy(weights[steps])).sum()
             mask = storage.by_policy(valid[steps])
@@ -150,6 +156,7 @@ class ClippedUpdate:
     ) -> None:
         self.actor, self.value, self.optimizer, self.cfg = actor, value, optimizer, cfg
         self.generator, self.ranks = generator, ranks
+        self.mixed_precision = MixedPrecision(cfg.mixed_precision, actor.heads.out_bias.device)
 
     def __call__(
         self, storage: RolloutStorage, rewards: torch.Tensor, num_particles: torch.Tensor
@@ -177,14 +184,16 @@ class ClippedUpdate:
         chosen = [part for _ in range(cfg.num_epochs) for part in self._minibatches(batch["valid"])]
         counts = ranks.sum(torch.stack([batch["valid"][:, part].sum() for part in chosen])).clamp_min(1)
         steps = [
-            self._step({name: tensor[:, part] for name, tensor in batch.items()}, num_valid)
-            for part, num_valid in zip(chosen, counts.unbind(), strict=True)
+            self._step({name: tensor[:, part] for name, tensor in batch.items()}, num_valid, first=i == 0)
+            for i, (part, num_valid) in enumerate(zip(chosen, counts.unbind(), strict=True))
         ]
         return self._metrics(steps, counts) | {"Loss/value_explained": explained}
 
     def _values(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the values of rows of observation and elapsed time, ``(num_policies, rows)``."""
-        return self.value(torch.cat((self.actor.normalizer(rows[..., :-1]), rows[..., -1:]), dim=-1))
+        inputs = torch.cat((self.actor.normalizer(rows[..., :-1]), rows[..., -1:]), dim=-1)
+        with self.mixed_precision.autocast():
+            return self.value(inputs)
 
     def _advantages(
         self, rewards: torch.Tensor, values: torch.Tensor, valid: torch.Tensor
@@ -203,16 +212,18 @@ class ClippedUpdate:
         order = torch.randperm(rows, generator=self.generator, device=valid.device)
         return order.tensor_split(min(self.cfg.num_minibatches, rows))
 
-    def _step(self, part: dict[str, torch.Tensor], num_valid: torch.Tensor) -> _StepResult:
+    def _step(self, part: dict[str, torch.Tensor], num_valid: torch.Tensor, first: bool) -> _StepResult:
         """Take one Adam step on a minibatch ``(num_policies, rows, ...)`` with ``num_valid`` steps on all ranks."""
         cfg, mask = self.cfg, part["valid"]
-        policy = self.actor.distribution(part["obs"][..., :-1])
+        with self.mixed_precision.autocast():
+            policy = self.actor.distribution(part["obs"][..., :-1])
         log_prob = policy.log_prob(part["pre_squash"])
         surrogate = clipped_surrogate(log_prob, part["log_prob"], part["advantages"], mask, cfg.clip, num_valid)
         entropy = torch.where(mask, policy.entropy(), 0.0).sum() / num_valid
         errors = (self._values(part["obs"]) - part["returns"]).square()
         value_loss = torch.where(mask, errors, 0.0).sum() / num_valid
-        self.optimizer.adapt(surrogate.kl)
+        if not first:  # the policies are still those that acted: all there is of a divergence is rounding
+            self.optimizer.adapt(surrogate.kl)
         self.optimizer.zero_grad()
         (surrogate.loss - cfg.entropy_coef * entropy + cfg.value_coef * value_loss).backward()
         shares = {

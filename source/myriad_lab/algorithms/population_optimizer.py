@@ -114,8 +114,7 @@ class PopulationOptimizer:
     def adapt(self, kl: torch.Tensor) -> None:
         """Adapt the step sizes to the divergence ``kl`` so far, a scalar tensor; without ``desired_kl`` do nothing.
 
-        It is the sum of what the ranks pass in. A value that is not finite counts as too large, and 0 tells nothing: no
-        step has been taken yet.
+        It is the sum of what the ranks pass in. A value that is not finite counts as too large, and 0 tells nothing.
         """
         desired = self.cfg.desired_kl
         if desired is None or isinstance(self._factor, float):

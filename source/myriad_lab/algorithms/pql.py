@@ -15,7 +15,7 @@ from myriad_lab.algorithms.captured import CapturedUpdate
 from myriad_lab.algorithms.pql_cfg import PQLCfg
 from myriad_lab.algorithms.pql_losses import POLICY_METRICS, VALUE_METRICS, PQLLosses
 from myriad_lab.algorithms.pql_parts import adamw, check_squash, clip_per_head, compiled, means, noise_ladder
-from myriad_lab.algorithms.precision import has_native_bfloat16
+from myriad_lab.algorithms.precision import MixedPrecision
 from myriad_lab.algorithms.repeated_noise import RepeatedNoise
 from myriad_lab.algorithms.return_scale import ReturnScale
 from myriad_lab.algorithms.shards import collect_learner, load_learner, own_critics, sum_and_clip
@@ -97,8 +97,7 @@ class PQL:
         self.return_scale: ReturnScale | None = None
         if cfg.normalize_returns:
             self.return_scale = ReturnScale(num_envs, cfg.gamma, cfg.return_bound, self.device)
-        native = cfg.mixed_precision is None and has_native_bfloat16(self.device)
-        self.mixed_precision = native or bool(cfg.mixed_precision)
+        self.mixed_precision = MixedPrecision(cfg.mixed_precision, self.device)
         self.counts = self._make_counts()
         self._make_updates()
 

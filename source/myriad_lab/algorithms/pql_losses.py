@@ -6,6 +6,7 @@ import torch
 
 from myriad_lab.algorithms.pql_cfg import PQLCfg
 from myriad_lab.algorithms.pql_parts import weighted_mean
+from myriad_lab.algorithms.precision import MixedPrecision
 from myriad_lab.functional.projection import categorical_projection
 from myriad_lab.networks.population import PopulationActor
 from myriad_lab.networks.q_ensemble import QEnsemble
@@ -36,7 +37,7 @@ class PQLLosses:
         target_critic: QEnsemble,
         prior: PopulationActor | None,
         cfg: PQLCfg,
-        mixed_precision: bool,
+        mixed_precision: MixedPrecision,
     ) -> None:
         self._actor, self._critic, self._target_critic, self._prior = actor, critic, target_critic, prior
         self._cfg, self._mixed_precision = cfg, mixed_precision
@@ -51,7 +52,7 @@ class PQLLosses:
             noise: Standard normal noise of the target actions, (m, batch, num_actions), or ``None`` for none.
             reward_factor: What rewards are multiplied by, a scalar; ``PQL.reward_factor``.
         """
-        with self._autocast(batch):
+        with self._mixed_precision.autocast():
             target, value = self.targets(batch, noise, reward_factor)
             raw = self._critic(batch.obs[self._cfg.critic_group], batch.actions).float()
         if self._critic.cfg.kind == "categorical":
@@ -65,7 +66,7 @@ class PQLLosses:
     def actor(self, batch: ReplayBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss of all policies, a scalar, and ``POLICY_METRICS``, (3,)."""
         obs, cfg = batch.obs["policy"], self._cfg
-        with self._autocast(batch):
+        with self._mixed_precision.autocast():
             actions = self._actor.squash(self._actor(obs)[0])
             value = self._critic.values(batch.obs[cfg.critic_group], actions).float().amin(1)
         losses, distance = weighted_mean(-value, batch.weights), torch.zeros_like(value)
@@ -114,6 +115,3 @@ class PQLLosses:
         outputs = raw.view(*raw.shape[:3], -1)
         index = which[:, None, :, None].expand(-1, 1, -1, outputs.shape[-1])
         return outputs.gather(1, index).squeeze(1), value
-
-    def _autocast(self, batch: ReplayBatch) -> torch.autocast:
-        return torch.autocast(batch.rewards.device.type, torch.bfloat16, enabled=self._mixed_precision)

@@ -14,3 +14,20 @@ def has_native_bfloat16(device: torch.device) -> bool:
         asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
         return any(ask() for ask in asked if ask is not None)
     return False
+
+
+class MixedPrecision:
+    """Whether, and how, the networks of an algorithm run in bfloat16.
+
+    Args:
+        wanted: The setting ``mixed_precision``; ``None`` means where the device has units for it.
+        device: Where the networks are.
+    """
+
+    def __init__(self, wanted: bool | None, device: torch.device) -> None:
+        self.enabled = has_native_bfloat16(device) if wanted is None else wanted
+        self._device = device
+
+    def autocast(self) -> torch.autocast:
+        """Return a context for forward passes."""
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.enabled)

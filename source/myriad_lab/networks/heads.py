@@ -113,12 +113,14 @@ class StackedHeads(nn.Module):
             head_ids: Head of each block of rows, long (b,); ``None`` means heads in order.
 
         Returns:
-            Outputs, shape (num_heads or b, rows, num_outputs).
+            Outputs, shape (num_heads or b, rows, num_outputs), under autocast too in the type of the parameters: the
+            mean of a policy with little noise is not to be rounded to bfloat16.
         """
-        bias, adapted = self._pick(self.out_bias, head_ids), self._adapt(hidden, head_ids)
-        if self.adapter == "film":
-            return adapted @ self.out_weight[0] + bias
-        return torch.baddbmm(bias, adapted, self._pick(self.out_weight, head_ids))
+        adapted = self._adapt(hidden, head_ids)
+        if not torch.is_autocast_enabled(adapted.device.type):
+            return self._put_out(adapted, head_ids)
+        with torch.autocast(adapted.device.type, enabled=False):
+            return self._put_out(adapted.to(self.out_weight.dtype), head_ids)
 
     def adapter_matrix(self, head: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the adapter of one head as a dense ``(num_inputs, adapter_dim)`` matrix and bias ``(adapter_dim,)``.
@@ -147,6 +149,12 @@ class StackedHeads(nn.Module):
             return self.activation(torch.addcmul(bias, shared, self._pick(self.adapter_scale, head_ids)))
         down = torch.bmm(hidden, self._pick(self.adapter_down, head_ids))
         return self.activation(shared + torch.baddbmm(bias, down, self._pick(self.adapter_up, head_ids)))
+
+    def _put_out(self, adapted: torch.Tensor, head_ids: torch.Tensor | None) -> torch.Tensor:
+        bias = self._pick(self.out_bias, head_ids)
+        if self.adapter == "film":
+            return adapted @ self.out_weight[0] + bias
+        return torch.baddbmm(bias, adapted, self._pick(self.out_weight, head_ids))
 
     @staticmethod
     def _pick(parameter: torch.Tensor, head_ids: torch.Tensor | None) -> torch.Tensor:

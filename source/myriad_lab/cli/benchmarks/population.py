@@ -57,17 +57,17 @@ def time_population(m: int, adapter: str, num_envs: int, device: str, quick: boo
     """
     with PeakMemory(device) as peak:
         actor = _actor(m, adapter, device)
-        works = {"act": _act(actor, num_envs, device), "update": _update(actor, num_envs, device)}
+        works = _works(actor, num_envs, device)
         for work in works.values():
             work()
-    yardsticks = Yardsticks(device)
-    single = _actor(1, adapter, device)
-    peers = {"single act": _act(single, num_envs, device), "single update": _update(single, num_envs, device)}
-    timings = in_turns(works | peers | yardsticks.works, device, quick)
-    rates, lines = yardsticks.read(timings), []
+    peers = {f"single {name}": work for name, work in _works(_actor(1, adapter, device), num_envs, device).items()}
+    lines, suffix = [], "" if adapter == "full" else ", low-rank adapters"
     for name, (flops, moved) in _floors(actor, num_envs).items():
-        median = timings[name].median_s
-        suffix = "" if adapter == "full" else ", low-rank adapters"
+        yardsticks = Yardsticks(device, torch.bfloat16 if name.endswith("bf16") else torch.float32)
+        timings = in_turns(
+            {key: (works | peers)[key] for key in (name, f"single {name}")} | yardsticks.works, device, quick
+        )
+        rates, median = yardsticks.read(timings), timings[name].median_s
         lines.append(
             BenchmarkLine(
                 f"population {name}, {num_envs} envs{suffix}",
@@ -99,7 +99,13 @@ def _act(actor: PopulationActor, num_envs: int, device: str) -> Work:
     return work
 
 
-def _update(actor: PopulationActor, num_envs: int, device: str) -> Work:
+def _works(actor: PopulationActor, num_envs: int, device: str) -> dict[str, Work]:
+    """Return what is timed by its name: acting, and the update in each precision."""
+    updates = {f"update, {name}": _update(actor, num_envs, device, name == "bf16") for name in ("fp32", "bf16")}
+    return {"act": _act(actor, num_envs, device), **updates}
+
+
+def _update(actor: PopulationActor, num_envs: int, device: str, mixed_precision: bool) -> Work:
     """Return K-Myriad's single gradient step on one observation per env."""
     fields = {
         "obs": ((NUM_OBS,), torch.float32),
@@ -109,22 +115,23 @@ def _update(actor: PopulationActor, num_envs: int, device: str) -> Work:
     storage = RolloutStorage(1, num_envs, actor.num_policies, fields, device)
     obs, actions = torch.randn(num_envs, NUM_OBS), torch.randn(num_envs, NUM_ACTIONS)
     storage.append({"obs": obs, "pre_squash": actions, "valid": torch.ones(num_envs, dtype=torch.bool)})
-    cfg = KMyriadCfg(num_epochs=1)
+    cfg = KMyriadCfg(num_epochs=1, mixed_precision=mixed_precision)
     improve = OneStepUpdate(actor, PopulationOptimizer(actor, None, cfg), cfg)
     rewards, number = torch.randn(1, num_envs, device=device), torch.tensor(float(num_envs), device=device)
     return partial(improve, storage, rewards, number)
 
 
 def _floors(actor: PopulationActor, num_envs: int) -> dict[str, tuple[float, float]]:
-    """Return arithmetic [FLOP] and bytes [B] of both works; each row sees one head."""
+    """Return arithmetic [FLOP] and bytes [B] of each work; each row sees one head."""
     stacked = sum(p.numel() for p in actor.head_parameters())
     shared = sum(p.numel() for p in actor.shared_parameters() if p.dim() == 2)
     cfg = actor.cfg
     forward = 2.0 * num_envs * (shared + stacked / actor.num_policies)
-    activations = 2 * FLOAT_BYTES * num_envs * (sum(cfg.trunk) + cfg.adapter_dim)
+    units = num_envs * (sum(cfg.trunk) + cfg.adapter_dim)
     rows = FLOAT_BYTES * num_envs * (NUM_OBS + NUM_ACTIONS)
     update = 3.0 * forward - 2.0 * num_envs * NUM_OBS * cfg.trunk[0]
     return {
         "act": (forward, FLOAT_BYTES * (shared + stacked) + rows),
-        "update": (update, ADAMW_BYTES * (shared + stacked) + activations + rows),
+        "update, fp32": (update, ADAMW_BYTES * (shared + stacked) + 2 * FLOAT_BYTES * units + rows),
+        "update, bf16": (update, ADAMW_BYTES * (shared + stacked) + FLOAT_BYTES * units + rows),
     }
