@@ -132,7 +132,6 @@ def test_half_precision_is_taken_where_the_processor_has_it(monkeypatch):
         for epochs in (1, 2):
             for wanted, taken in ((None, native), (True, True), (False, False)):
                 algorithm = make(num_epochs=epochs, mixed_precision=wanted)
-                assert algorithm.mixed_precision.enabled is taken
                 assert algorithm._improve.mixed_precision.enabled is taken
 
 

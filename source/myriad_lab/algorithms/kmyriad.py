@@ -11,7 +11,6 @@ from tensordict import TensorDict
 from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.policy_updates import ClippedUpdate, OneStepUpdate, PolicyUpdateCfg
 from myriad_lab.algorithms.population_optimizer import PopulationOptimizer, PopulationOptimizerCfg
-from myriad_lab.algorithms.precision import MixedPrecision
 from myriad_lab.algorithms.state_rewards import StateRewardCfg, StateRewards
 from myriad_lab.errors import CheckpointError, ConfigurationError
 from myriad_lab.functional.collective import ALONE, Collective
@@ -93,7 +92,6 @@ class KMyriad:
         self.num_envs, self.num_steps = num_envs, num_steps
         self.device = torch.device(device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.mixed_precision = MixedPrecision(cfg.mixed_precision, self.device)
         self.iteration = 0
         self.state_rewards = StateRewards(
             cfg, num_steps, num_envs, actor.num_policies, obs_sizes["features"], self.device, seed, ranks
@@ -121,7 +119,7 @@ class KMyriad:
     def act(self, obs: TensorDict) -> torch.Tensor:
         """Draw actions in [-1, 1], shape (num_envs, num_actions)."""
         rows = obs["policy"]
-        with self.mixed_precision.autocast():
+        with self._improve.mixed_precision.autocast():  # as in the update, or ratios would be those of rounding
             sample = self.actor.act(rows, self.generator, ranks=self.ranks)
         self._sampled = {"obs": rows, "pre_squash": sample.pre_squash, "log_prob": sample.log_prob}
         return sample.action

@@ -50,8 +50,8 @@ class PolicyUpdateCfg:
     """Largest number of env steps differentiated at once in the single step, and valued at once before several epochs:
     bounds memory, changes no result."""
     mixed_precision: bool | None = None
-    """Whether the networks run in bfloat16, but for their last layer; ``None`` where the device has units for it. They
-    do when they act too: the likelihood ratios would be those of the rounding otherwise."""
+    """Whether the networks run in bfloat16 but for their last layer, in acting as well as in the update; ``None`` where
+    the device has units for it."""
 
     def validate(self) -> None:
         """Raise ``ConfigurationError`` where a value is out of range."""
