@@ -50,13 +50,18 @@ def open_ranks(place: Place, run: RunCfg) -> AbstractContextManager[Collective]:
     return ProcessGroup(place)
 
 
-def physics_threads(place: Place) -> int | None:
-    """Return how many cores physics may take here, ``None`` for all: a share of those of the launcher.
+def physics_threads(place: Place, learner_threads: int) -> int | None:
+    """Return how many cores physics may take here, ``None`` for all: those that learner processes leave.
 
-    Where the launcher has bound each process to cores of its own, all of these.
+    Of several ranks each has a share of the launcher's, or, where that has bound each process to cores of its own, all
+    of these.
+
+    Args:
+        place: Where this process stands.
+        learner_threads: Threads of the learner processes beside it.
     """
     from myriad_lab.envs.cores import usable_cores
 
     if place.local_world_size == 1:
-        return None
+        return max(1, len(usable_cores()) - learner_threads) if learner_threads else None
     return min(len(usable_cores()), max(1, len(usable_cores(os.getppid())) // place.local_world_size))

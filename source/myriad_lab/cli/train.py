@@ -112,7 +112,8 @@ def train(
             print(line, flush=True)
     settle_torch(plan.run.deterministic)
     with open_ranks(place, plan.run) as ranks:
-        env = _make_env(plan, ranks, physics_threads(place))
+        beside = plan.agent_cfg.runner.process_threads if plan.run.algorithm == "pql" else 0
+        env = _make_env(plan, ranks, physics_threads(place, beside))
         try:
             actor, seeding = _starting_actor(plan, env)
             runner = _make_runner(plan, env, actor, callbacks, ranks)

@@ -39,6 +39,11 @@ class ParallelQRunnerCfg:
     """Successive halving: after each of these iterations the better half of the heads goes on with all envs, once every
     head has finished an episode."""
 
+    @property
+    def process_threads(self) -> int:
+        """CPU threads of the learner processes, which are two in parallel mode."""
+        return 2 * self.learner_threads if self.mode == "parallel" else 0
+
     def validate(self) -> None:
         """Raise ``ConfigurationError`` where a value is out of range."""
         if self.mode not in MODES:

@@ -64,7 +64,7 @@ def cases(device: str, quick: bool) -> list[Case]:
     """Return a case for each task: the collector alone, the learners alone, both in turns, both at once.
 
     On a CPU the collector has the first half of the cores and the two learner processes share the rest, alone as well
-    as together; in turns, all that happens has all cores.
+    as together; in turns, physics and updates have all cores.
 
     Args:
         device: Of collector and learners; MuJoCo's physics runs on the CPU.
@@ -87,8 +87,9 @@ def time_overlap(setting: Setting, device: str, quick: bool) -> list[BenchmarkLi
     runners, watches = {}, {name: _Watch(cores) for name in where}
     for name, own in where.items():
         mode = "parallel" if name == "parallel" else "interleaved"
+        threads = len(own) if name == "turns" else max(1, len(cores.learners) // 2)
         with pinned(own):  # the threads of the physics stay where they were born
-            runners[name] = _runner(setting, device, mode, len(own), len(cores.learners), steps, watches[name])
+            runners[name] = _runner(setting, device, mode, len(own), threads, steps, watches[name])
     runners["alone"].algorithm.counts.idle_steps = math.inf  # no env step earns an update
     learning = []
     for _ in range(rounds):
@@ -96,7 +97,7 @@ def time_overlap(setting: Setting, device: str, quick: bool) -> list[BenchmarkLi
             watches[name].begin(runner, iterations)
             with pinned(where[name]):
                 runner.learn(iterations + 10)  # the watch ends it sooner
-        with pinned(cores.learners):
+        with pinned(cores.learners, len(cores.learners)):
             learning.append(_time_learners(runners["alone"], setting, device, quick))
     for runner in runners.values():
         runner.env.close()
@@ -114,10 +115,15 @@ def share_cores(device: str) -> Cores:
 
 
 @contextmanager
-def pinned(cores: Sequence[int]) -> Iterator[None]:
-    """Keep this thread, and threads and processes that it starts, on these cores; as many threads of torch."""
+def pinned(cores: Sequence[int], num_threads: int = 1) -> Iterator[None]:
+    """Keep this thread, and threads and processes that it starts, on these cores; torch has one thread, as in training.
+
+    Args:
+        cores: Their numbers.
+        num_threads: Threads of torch.
+    """
     threads, before = torch.get_num_threads(), usable_cores()
-    torch.set_num_threads(min(threads, len(cores)))
+    torch.set_num_threads(num_threads)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     try:
@@ -162,7 +168,7 @@ class _Watch(Callback):
 
 
 def _runner(
-    setting: Setting, device: str, mode: str, physics_threads: int, learner_cores: int, steps: int, watch: _Watch
+    setting: Setting, device: str, mode: str, physics_threads: int, learner_threads: int, steps: int, watch: _Watch
 ) -> ParallelQRunner:
     env = make_env(setting.task, num_envs=setting.num_envs, device=device, num_threads=physics_threads)
     cfg = PQLCfg(
@@ -177,7 +183,7 @@ def _runner(
         num_steps_per_iteration=steps,
         save_interval=0,
         nan_guard_interval=0,
-        learner_threads=max(1, learner_cores // 2),
+        learner_threads=learner_threads,
     )
     return ParallelQRunner(env, cfg, loop, device=device, callbacks=[watch])
 
