@@ -105,10 +105,10 @@ class OnTensorCores:
     """The kernel of the lower bounds, added up as on tensor cores."""
 
     def __getitem__(self, grid: Any) -> Any:
-        def run(*tensors: Any, GROUP: int, **_: Any) -> None:
+        def run(*tensors: Any, **constants: Any) -> None:
             factors, reaches, others, lows, sizes, _, _, out, num_queries, *_ = tensors
             values = tensor_cores(factors, others, lows.unsqueeze(1) - reaches.unsqueeze(2) * sizes.unsqueeze(1))
-            values = values[:, :num_queries].unflatten(2, (-1, GROUP)).amin(3)
+            values = values[:, :num_queries].unflatten(2, (-1, constants["GROUP"])).amin(3)
             out.copy_(values[:, :, : out.shape[2]])
 
         return run
@@ -279,7 +279,7 @@ import triton
 from myriad_lab.functional import knn_parts, knn_triton as ours
 
 def compile(kernel, constants, **types):
-    options = {name: constants.pop(name) for name in ("num_warps", "num_stages") if name in constants}
+    options = {name: constants.pop(name) for name in ("num_warps",) if name in constants}
     names = [name for name in kernel.arg_names if name not in constants]
     signature = {name: types.get(name, "*fp32") for name in names} | dict.fromkeys(constants, "constexpr")
     aligned = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(names) if signature[name][0] == "*"}
@@ -303,10 +303,11 @@ for dim, exclusion, group in ((2, 0, 32), (17, 1, 64), (32, 0, 128), (64, 2, 64)
     used = len(layout.pairs) * dim
     parts = {"DIM": dim, "USED": used, "WIDTH": layout.width, "CODE": 292, "SCALE": -2.0, "ROWS": knn_parts._ROWS,
              "PADDED_TO": 128}
-    first = {"WIDTH": layout.width, "GROUP": group, "BY_GROUP": exclusion == 2, "ROWS": 128, "COLUMNS": 128}
+    first = {"WIDTH": layout.width, "GROUP": group, "BY_GROUP": exclusion == 2, "ROWS": 128, "COLUMNS": 128,
+             "STAGES": ours._stages(layout.width), "num_warps": ours._WARPS}
     shape = {"DIM": dim, "WIDTH": triton.next_power_of_2(dim), "EXCLUSION": exclusion, "GROUP": group}
     out[f"split {dim}"] = compile(knn_parts._split, parts, **types)
-    out[f"minima {dim}"] = compile(ours._group_minima, {**first, **ours._how(layout.width)}, **types)
+    out[f"minima {dim}"] = compile(ours._group_minima, first, **types)
     out[f"distances {dim}"] = compile(ours._group_distances, dict(shape), **types)
     further = {**shape, "SLOTS": 64, "BLOCK": ours._BLOCK}
     out[f"further {dim}"] = compile(ours._look_further, further, **{**types, "out": "*i64"})

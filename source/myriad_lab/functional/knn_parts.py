@@ -72,10 +72,11 @@ class Layout:
     def rounding(self) -> float:
         """Relative error of a squared norm, and of a product's sum with respect to what is added up.
 
-        Tensor cores shift the products of a step to the largest of them or of the sum so far, and cut off what is below
-        the 24th bit: steps of 8 products and the sum, with the cut of the result, are 10 errors of 2^-23 (Fasi et al.
-        2021, "Numerical behavior of NVIDIA tensor cores": truncation, at least 24 bits; newer ones take more products
-        and bits). A norm is a sum of ``dim`` squares, each rounded; centring, roots and the bound itself are the rest.
+        Tensor cores shift the products of a step and the sum so far to the largest of them, and cut off what lies below
+        its 24th bit (Fasi et al. 2021, "Numerical behavior of NVIDIA tensor cores"; models of later ones: Khattak and
+        Mikaitis 2025, arXiv 2512.07004). Steps of 8 products, the fewest for bfloat16, are 9 such errors and that of
+        the result, each of 2^-23. A norm is a sum of ``dim`` squares, each rounded; centring, roots, the direct
+        distances and the bound itself are the rest.
         """
         return (2.5 * len(self.pairs) * self.dim + self.dim + 20) * 2.0**-24
 
@@ -97,8 +98,7 @@ class Layout:
         factors = points.new_empty(batch, padded, self.width, dtype=kind)
         lows, sizes = points.new_empty(2, batch, padded)
         code = sum(pair[not queries] << 2 * slot for slot, pair in enumerate(self.pairs))
-        grid = (padded // _ROWS, batch)
-        _split[grid](
+        _split[(batch * padded // _ROWS,)](
             points.contiguous(), centres.contiguous(), factors, lows, sizes, 1.0 - self.rounding, num_points,
             DIM=self.dim, USED=len(self.pairs) * self.dim, WIDTH=self.width, CODE=code,
             SCALE=-2.0 if queries else 1.0, ROWS=_ROWS, PADDED_TO=PADDED_TO,
@@ -112,12 +112,15 @@ def _split(
     DIM: tl.constexpr, USED: tl.constexpr, WIDTH: tl.constexpr, CODE: tl.constexpr, SCALE: tl.constexpr,
     ROWS: tl.constexpr, PADDED_TO: tl.constexpr,
 ):  # fmt: skip
-    """Write one cloud's parts, in the order of ``CODE``: two bits for each ``DIM`` columns that say which."""
-    cloud = tl.program_id(1).to(tl.int64)
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    """Write the parts of some points of a cloud; ``CODE`` has two bits for each ``DIM`` columns that say which."""
+    num_padded = tl.cdiv(num_points, PADDED_TO) * PADDED_TO
+    cloud = (tl.program_id(0) // (num_padded // ROWS)).to(tl.int64)
+    rows = tl.program_id(0) % (num_padded // ROWS) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, WIDTH)
     there = (rows < num_points)[:, None] & (columns < USED)[None, :]
-    values = tl.load(points + (cloud * num_points + rows)[:, None] * DIM + (columns % DIM)[None, :], mask=there, other=0.0)
+    values = tl.load(
+        points + (cloud * num_points + rows)[:, None] * DIM + (columns % DIM)[None, :], mask=there, other=0.0
+    )
     values = tl.where(there, values - tl.load(centres + cloud * DIM + columns % DIM)[None, :], 0.0)
     norms = tl.sum(tl.where((columns < DIM)[None, :], values * values, 0.0), 1)
     known = norms <= _LARGEST
@@ -126,7 +129,7 @@ def _split(
     part = ((CODE >> (2 * (columns // DIM))) & 3)[None, :]
     chosen = tl.where(part == 0, first, tl.where(part == 1, second, values - first - second))
     chosen = tl.where(known[:, None], SCALE * chosen, 0.0)
-    out = cloud * (tl.cdiv(num_points, PADDED_TO) * PADDED_TO) + rows
+    out = cloud * num_padded + rows
     tl.store(factors + out[:, None] * WIDTH + columns[None, :], chosen.to(factors.dtype.element_ty))
     low = tl.where(known, below * norms, float("-inf"))
     tl.store(lows + out, tl.where(rows < num_points, low, float("inf")))

@@ -36,6 +36,8 @@ _PER_CHUNK = ("own_row", "num_queries", "tiles")
 """Arguments that change from one part of the queries to the next, for which nothing is compiled anew."""
 _ROWS, _COLUMNS = PADDED_TO, PADDED_TO
 """Queries and references of a tile. References are read once for so many queries."""
+_WARPS = 8
+"""Of a program; two programs on a multiprocessor, so that one multiplies while the other looks at its distances."""
 _MIN_PROGRAMS, _MAX_TILES = 2048, 32
 """A program keeps its queries for as many tiles of references as leave so many programs, and no more than these."""
 _MAX_PROGRAMS = 65_535
@@ -211,14 +213,15 @@ def _lower_bounds(
     _group_minima[(row_tiles, triton.cdiv(column_tiles, tiles), batch)](
         left.factors, layout.cross_error * left.sizes, *clouds.split, *ids, minima,
         num_queries, clouds.size, tiles,
-        WIDTH=layout.width, GROUP=group, BY_GROUP=by_group, ROWS=_ROWS, COLUMNS=_COLUMNS, **_how(layout.width),
+        WIDTH=layout.width, GROUP=group, BY_GROUP=by_group, ROWS=_ROWS, COLUMNS=_COLUMNS,
+        STAGES=_stages(layout.width), num_warps=_WARPS,
     )  # fmt: skip
     return minima, left.lows[:, :num_queries]
 
 
-def _how(width: int) -> dict[str, int]:
-    """Return the warps of a program, and how many tiles are on their way at once: what fits on the chip twice."""
-    return {"num_warps": 8, "num_stages": 2 if width == 128 else 3}
+def _stages(width: int) -> int:
+    """Return how many tiles of references are on their way at once: what fits on a multiprocessor twice."""
+    return 2 if width == 128 else 3
 
 
 @triton.jit
@@ -246,7 +249,8 @@ def _allowed(rows, columns, query_groups, reference_groups, own_row, num_queries
 def _group_minima(
     factors, reaches, others, lows, sizes, query_ids, reference_ids, out,
     num_queries, num_references, tiles,
-    WIDTH: tl.constexpr, GROUP: tl.constexpr, BY_GROUP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr, GROUP: tl.constexpr, BY_GROUP: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Write ``min (low - reach |r| - 2 q.r)`` over each group of references.
 
@@ -266,9 +270,10 @@ def _group_minima(
         mine = tl.load(query_ids + padded_rows)
     columns = tl.arange(0, COLUMNS)
     begin = tl.program_id(1) * tiles
+    end = tl.minimum(begin + tiles, column_tiles)
     skipped = (cloud * column_tiles + begin) * COLUMNS
     others += skipped * WIDTH
-    for tile in range(begin, tl.minimum(begin + tiles, column_tiles)):
+    for tile in tl.range(begin, end, num_stages=STAGES):  # said here, all that it loads comes ahead of time
         right = tl.load(others + columns[None, :] * WIDTH + dims[:, None])
         low, size = tl.load(lows + skipped + columns), tl.load(sizes + skipped + columns)
         squared = tl.dot(left, right, low[None, :] - reach[:, None] * size[None, :])
