@@ -272,11 +272,24 @@ def test_looking_into_all_groups_finds_the_same(monkeypatch: pytest.MonkeyPatch)
 
 
 COMPILE = """
-import json, subprocess, tempfile
+import json, re, subprocess, tempfile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 import triton
 from myriad_lab.functional import knn_parts, knn_triton as ours
+
+def longest_loop(cubin):
+    \"""Count the instructions between the target of a jump back and the jump.\"""
+    text = subprocess.check_output([triton.knobs.nvidia.nvdisasm.path, "-c", cubin], text=True)
+    labels, lengths, count = {}, [0], 0
+    for line in text.splitlines():
+        label, jump = re.match(r"(\\.L_x_\\d+):", line), re.search(r"BRA.*`\\((\\.L_x_\\d+)\\)", line)
+        count += line.lstrip().startswith("/*")
+        if label:
+            labels[label[1]] = count
+        if jump and jump[1] in labels:
+            lengths.append(count - labels[jump[1]])
+    return max(lengths)
 
 def compile(kernel, constants, **types):
     options = {name: constants.pop(name) for name in ("num_warps",) if name in constants}
@@ -289,9 +302,10 @@ def compile(kernel, constants, **types):
         file.write(built.asm["cubin"])
         file.flush()
         used = subprocess.check_output([triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name], text=True)
+        loop = longest_loop(file.name)
     use = dict(pair.split(":") for pair in used.split() if pair.startswith(("REG:", "STACK:")))
     return {"threads": 32 * built.metadata.num_warps, "shared": built.metadata.shared, "registers": int(use["REG"]),
-            "stack": int(use["STACK"]), "wgmma": "wgmma" in built.asm["ptx"]}
+            "loop": loop, "stack": int(use["STACK"]), "wgmma": "wgmma" in built.asm["ptx"]}
 
 integers = ("own_row", "num_queries", "num_references", "num_points", "num_groups", "kept", "k", "tiles")
 types = dict.fromkeys(integers, "i32") | {"below": "fp32", "certain": "*i32"}
@@ -325,6 +339,8 @@ def test_the_kernels_compile_for_a_hopper_gpu() -> None:
         assert 2 * built["threads"] * built["registers"] <= 65_536, name
         assert built["stack"] == 0 or not name.startswith("minima"), name
         assert built["wgmma"] == name.startswith("minima"), name
+        if name.startswith("minima"):  # a thread looks at 64 pairs: selection is as much work as the products
+            assert 64 * 2 < built["loop"] < 64 * (7.5 if name in ("minima 64", "minima 128") else 5.0), (name, built)
 
 
 @pytest.mark.gpu

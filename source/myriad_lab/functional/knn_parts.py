@@ -11,8 +11,9 @@ matrix product: 1, 3 or 6 times as many columns as features.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -66,7 +67,7 @@ class Layout:
     @property
     def width(self) -> int:
         """Columns of the factors."""
-        return max(16, triton.next_power_of_2(len(self.pairs) * self.dim))
+        return max(16, 1 << (len(self.pairs) * self.dim - 1).bit_length())
 
     @property
     def rounding(self) -> float:
@@ -92,17 +93,18 @@ class Layout:
     def split(self, points: torch.Tensor, centres: torch.Tensor, *, queries: bool) -> Split:
         """Split clouds (b, n, dim) less their centres (b, 1, dim), as queries (-2 times) or as references."""
         batch, num_points, _ = points.shape
-        padded = triton.cdiv(num_points, PADDED_TO) * PADDED_TO
+        padded = math.ceil(num_points / PADDED_TO) * PADDED_TO
         # Triton's interpreter, which runs on a CPU, does not multiply bfloat16: there these numbers are kept as float32
         kind = torch.bfloat16 if points.is_cuda else torch.float32
         factors = points.new_empty(batch, padded, self.width, dtype=kind)
         lows, sizes = points.new_empty(2, batch, padded)
+        used = len(self.pairs) * self.dim
         code = sum(pair[not queries] << 2 * slot for slot, pair in enumerate(self.pairs))
-        _split[(batch * padded // _ROWS,)](
-            points.contiguous(), centres.contiguous(), factors, lows, sizes, 1.0 - self.rounding, num_points,
-            DIM=self.dim, USED=len(self.pairs) * self.dim, WIDTH=self.width, CODE=code,
-            SCALE=-2.0 if queries else 1.0, ROWS=_ROWS, PADDED_TO=PADDED_TO,
-        )  # fmt: skip
+        shape: dict[str, Any] = {"DIM": self.dim, "USED": used, "WIDTH": self.width, "CODE": code}
+        shape |= {"SCALE": -2.0 if queries else 1.0, "ROWS": _ROWS, "PADDED_TO": PADDED_TO}
+        tensors: list[Any] = [points.contiguous(), centres.contiguous(), factors, lows, sizes]
+        numbers: list[Any] = [1.0 - self.rounding, num_points]
+        _split[(batch * padded // _ROWS,)](*tensors, *numbers, **shape)
         return Split(factors, lows, sizes)
 
 

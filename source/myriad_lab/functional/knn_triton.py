@@ -188,11 +188,10 @@ def _search(
     if kept >= num_groups:
         certain = torch.ones_like(certain)
     keys = pack(best.values, indices)
+    tensors: list[Any] = [queries, clouds.points, *seen, minima, limits, certain.to(torch.int32), keys]
     slots = {"SLOTS": triton.next_power_of_2(k), "BLOCK": _BLOCK}
-    _look_further[(batch * num_queries,)](
-        queries, clouds.points, *seen, minima, limits, certain.to(torch.int32), keys, *sizes, num_groups, k,
-        **shape, **slots,
-    )  # fmt: skip
+    numbers: list[Any] = [*sizes, num_groups, k]
+    _look_further[(batch * num_queries,)](*tensors, *numbers, **shape, **slots)
     return keys
 
 
@@ -209,13 +208,14 @@ def _lower_bounds(
     row_tiles, column_tiles = left.lows.shape[1] // _ROWS, clouds.split.lows.shape[1] // _COLUMNS
     tiles = min(_MAX_TILES, max(1, batch * row_tiles * column_tiles // _MIN_PROGRAMS))
     tiles = max(tiles, triton.cdiv(column_tiles, _MAX_PROGRAMS))
-    minima = queries.new_empty(batch, num_queries, triton.cdiv(clouds.size, group))
-    _group_minima[(row_tiles, triton.cdiv(column_tiles, tiles), batch)](
-        left.factors, layout.cross_error * left.sizes, *clouds.split, *ids, minima,
-        num_queries, clouds.size, tiles,
-        WIDTH=layout.width, GROUP=group, BY_GROUP=by_group, ROWS=_ROWS, COLUMNS=_COLUMNS,
-        STAGES=_stages(layout.width), num_warps=_WARPS,
-    )  # fmt: skip
+    minima = queries.new_empty(batch, num_queries, math.ceil(clouds.size / group))
+    grid = (row_tiles, triton.cdiv(column_tiles, tiles), batch)
+    reaches = layout.cross_error * left.sizes
+    tensors: list[Any] = [left.factors, reaches, *clouds.split, *ids, minima]
+    tile = {"ROWS": _ROWS, "COLUMNS": _COLUMNS, "STAGES": _stages(layout.width), "num_warps": _WARPS}
+    shape: dict[str, Any] = {"WIDTH": layout.width, "GROUP": group, "BY_GROUP": by_group, **tile}
+    numbers: list[Any] = [num_queries, clouds.size, tiles]
+    _group_minima[grid](*tensors, *numbers, **shape)
     return minima, left.lows[:, :num_queries]
 
 
