@@ -49,9 +49,10 @@ def test_a_query_does_not_see_itself_in_its_cloud(rows: int | None, monkeypatch:
     check(2, points, points, own_row=True)
 
 
-def test_a_query_does_not_see_its_group() -> None:
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16])
+def test_a_query_does_not_see_its_group(dtype: torch.dtype) -> None:
     points = cloud(2, 80, 2)
-    groups = torch.arange(160, device=DEVICE).view(2, 80) // 16
+    groups = torch.arange(160, device=DEVICE, dtype=dtype).view(2, 80) // 16
     groups = groups.repeat_interleave(2, dim=1)[:, ::2]  # every other number in memory
     rows = slice(20, 50)
     check(4, points[:, rows], points, query_groups=groups[:, rows], reference_groups=groups)
@@ -200,7 +201,7 @@ def test_few_particles_of_slow_robots_are_in_doubt(dim: int, doubts: list[tuple[
     assert doubts[0][0] < 0.02
 
 
-@pytest.mark.parametrize("dim", [3, 17, 22, 64])
+@pytest.mark.parametrize("dim", [3, 17, 64])
 def test_few_particles_of_walks_are_in_doubt_and_few_groups_looked_into(
     dim: int, doubts: list[tuple[float, float]]
 ) -> None:
@@ -312,7 +313,7 @@ types = dict.fromkeys(integers, "i32") | {"below": "fp32", "certain": "*i32"}
 types |= dict.fromkeys(("query_groups", "reference_groups", "chosen"), "*i64")
 types |= dict.fromkeys(("query_ids", "reference_ids"), "*i32") | dict.fromkeys(("factors", "others"), "*bf16")
 out = {}
-for dim, exclusion, group in ((2, 0, 32), (17, 1, 64), (32, 0, 128), (64, 2, 64), (128, 2, 32)):
+for dim, exclusion, group in ((2, 0, 128), (17, 1, 64), (64, 2, 32), (128, 2, 64)):
     layout = knn_parts.Layout.of(dim)
     used = len(layout.pairs) * dim
     parts = {"DIM": dim, "USED": used, "WIDTH": layout.width, "CODE": 292, "SCALE": -2.0, "ROWS": knn_parts._ROWS,

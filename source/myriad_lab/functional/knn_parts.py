@@ -54,8 +54,8 @@ class Layout:
     def of(cls, dim: int) -> Layout:
         """Return what suits points of so many features.
 
-        As many columns as take hardly longer than looking at every distance once (32, and 64 at twice the time).
-        Points in few dimensions have neighbours that are close for the size of the cloud and need the exactness.
+        Three where their products fit into 32 columns, which take less time than looking at every distance, two where
+        they fit into 64, which take little more: in few dimensions neighbours are close for the size of their cloud.
         """
         return cls(dim, 3 if 6 * dim <= 32 else 2 if 3 * dim <= 64 else 1)
 

@@ -145,6 +145,7 @@ def _narrow(groups: torch.Tensor, nobody: int) -> torch.Tensor:
 
     The lower bound of a group that holds references that the query may not see is still a lower bound.
     """
+    groups = groups.to(torch.int64)
     fits = (groups > _NOBODY + 1) & (groups < -_NOBODY)
     padding = -groups.shape[1] % PADDED_TO
     return torch.nn.functional.pad(torch.where(fits, groups, nobody).to(torch.int32), (0, padding))
