@@ -52,7 +52,7 @@ class Rates(NamedTuple):
     """What the device reaches in something simple: the floor of an exhaustive search is made of them."""
 
     flops: float
-    """Products and sums of a large matmul [1/s], float32 on a CPU, tf32 on a GPU."""
+    """Products and sums of a large matmul [1/s], float32 on a CPU, bfloat16 on a GPU."""
     looks: float
     """Distances that can be looked at [1/s]."""
     bytes: float
@@ -238,13 +238,14 @@ def _compared(works: Mapping[str, Work], device: str) -> dict[str, Timing]:
     return once | in_turns({name: work for name, work in works.items() if once[name].median_s <= near}, device)
 
 
-def _peak_flops(device: str, precision: str = "high") -> float:
-    """Return the rate of a large float32 matmul [FLOP/s], the fastest of some; on a GPU ``high`` is tf32."""
+def _peak_flops(device: str, dtype: torch.dtype | None = None) -> float:
+    """Return the rate of a large matmul [FLOP/s], the fastest of some: float32 on a CPU, bfloat16 on a GPU."""
     on_cpu = torch.device(device).type == "cpu"
+    dtype = dtype or (torch.float32 if on_cpu else torch.bfloat16)
     size = 2048 if on_cpu else 8192
-    left, right = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
+    left, right = torch.randn(2, size, size, device=device).to(dtype)
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest" if on_cpu else precision)
+    torch.set_float32_matmul_precision("highest")
     try:
         return 2.0 * size**3 / _fastest(lambda: left @ right, device)
     finally:
@@ -258,7 +259,7 @@ def _peak_looks(device: str) -> float:
     and add can also do one of the operations of the selection.
     """
     if torch.device(device).type != "cpu":
-        return _peak_flops(device, "highest") / 2.0 / SELECTION
+        return _peak_flops(device, torch.float32) / 2.0 / SELECTION
     rows, columns = 64, 8192
     tile = torch.randn(rows, columns)
     return rows * columns / _fastest(lambda: tile.amin(dim=0), device)
