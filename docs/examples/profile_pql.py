@@ -46,23 +46,23 @@ def make(arguments: list[str]) -> PQL:
     return learner
 
 
-def profile(name, update) -> None:
+def profile(name, update, calls=CALLS) -> None:
     """Print the time of an update, and how it is made up of the operations' own times."""
-    for _ in range(3):
+    for _ in range(min(3, calls)):
         update()
     times = []
-    for _ in range(CALLS):
+    for _ in range(calls):
         started = time.perf_counter()
         update()
         times.append(time.perf_counter() - started)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
-        for _ in range(CALLS):
+        for _ in range(calls):
             update()
     shares = dict.fromkeys([*KINDS, "element by element"], 0.0)
     for event in recorded.key_averages():
         key = event.key.lower()
         kind = next((kind for kind, parts in KINDS.items() if any(part in key for part in parts)), "element by element")
-        shares[kind] += event.self_cpu_time_total / 1e3 / CALLS
+        shares[kind] += event.self_cpu_time_total / 1e3 / calls
     print(f"{name}: {1e3 * statistics.median(times):.1f} ms; profiled {sum(shares.values()):.1f} ms:")
     for kind, spent in shares.items():
         print(f"    {kind:24} {spent:8.1f} ms")
