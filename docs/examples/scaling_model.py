@@ -111,7 +111,10 @@ class Pretraining:
         return rollout + copy + 4 * 2 * 2 * (512 + 256 + 256) / self.minibatches
 
     def seconds(self, ranks: int, physics: Cost, c: Constants, slower: float = 1.0) -> dict[str, float]:
-        """Return the seconds of each part; computing takes ``slower`` times as long as the constants tell."""
+        """Return the seconds of each part; computing takes ``slower`` times as long as the constants tell.
+
+        Messages take as long as between ranks that do nothing else: nobody waits for the slowest.
+        """
         rows, once = self.steps * self.envs / ranks, self.epochs == 1
         updates = 1 if once else self.epochs * self.minibatches
         # epochs are preceded by the values of all rows
@@ -313,7 +316,7 @@ def print_model(c: Constants) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the model; a record of a CPU is compared with it alone."""
+    """Print the model; of a record of a CPU only how well the model tells what it holds."""
     parser = argparse.ArgumentParser(description="K-Myriad and PQL on 8 to 512 GPUs, on paper")
     parser.add_argument("--json", type=Path, help="record of scripts/benchmark.py with the constants; default: paper")
     parser.add_argument("--messages", choices=("measured", "paper"), default="measured", help="of the record or not")

@@ -128,3 +128,19 @@ def test_the_tables_have_a_row_for_each_machine(model: ModuleType, capsys: pytes
     printed = capsys.readouterr().out
     assert printed.count("\n512 | ") == printed.count("GPUs | ") == 10
     assert "all pairs of 6.0e+07 particles in 8 features: 756 GPU seconds" in printed
+
+
+def test_a_record_of_a_gpu_makes_the_tables(
+    model: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = json.loads(CPU_RECORD.read_text()) | {"device": "cuda"}
+    for result in record["results"]:
+        for line in result["lines"]:
+            line["name"] = line["name"].replace(", 4096 envs", ", 65536 envs")  # the size that a GPU is asked for
+    path = tmp_path / "gpu.json"
+    path.write_text(json.dumps(record))
+    model.main(["--json", str(path)])
+    assert capsys.readouterr().out.count("\n512 | ") == 10
+    assert model.Measured(path).slower(2) == 1.0  # each rank has a GPU of its own
+    legged = model.Measured(path).constants().physics["legged"]
+    assert legged == model.Measured(CPU_RECORD).cost("env", "env step, Myriad-Ant on mujoco_warp")
