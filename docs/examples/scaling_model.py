@@ -229,8 +229,6 @@ class Measured:
         """Return the constants of this machine; those of messages are of paper where it has a single GPU."""
         known = Pretraining()
         batch = 65_536 if self.device == "cuda" else 4096
-        (act,) = self.find("population", f"population act, {batch} envs", "m = 32")
-        (update,) = self.find("population", f"population update, {batch} envs", "m = 32")
         (noise,) = self.find("ranks", f"action noise, drawn for all ranks, {self.ranks} ranks")
         plane, eight = (max(self.find("knn", f"k-NN, d={d}"), key=_pairs) for d in (2, 8))
         small = Updates(88, 16, (512, 256, 128)).critic_flops(1)
@@ -239,8 +237,8 @@ class Measured:
                 "legged": self.cost("env", f"env step, Myriad-Ant{' on mujoco_warp' if self.device == 'cuda' else ''}"),
                 "light": self.cost("env", "env step, Myriad-PointMaze-Maze"),
             },
-            act=2 * batch * sum(known.actor) / act.measured_s,
-            update=6 * batch * sum(known.actor) / update.measured_s,
+            act=2 * batch * sum(known.actor) / self.population("act", batch),
+            update=6 * batch * sum(known.actor) / self.population("update", batch),
             learner=self.cost("learner", "critic update, S bf16", unit=small),
             normals=int(noise.size.split()[0]) * 8 / noise.measured_s,
             queries=int(plane.size.split()[0]) / plane.measured_s,
@@ -250,6 +248,11 @@ class Measured:
             else self.cost("ranks", f"all-reduce in one message, {self.ranks} ranks"),
             gather=PAPER.gather if paper_messages else self.cost("ranks", f"all-gather, {self.ranks} ranks"),
         )
+
+    def population(self, work: str, envs: int) -> float:
+        """Return the time of acting or of an update of 32 policies, in the faster precision, as training takes it."""
+        names = [f"population {work}, {precision}, {envs} envs" for precision in ("fp32", "bf16")]
+        return min(self.find("population", name, "m = 32")[0].measured_s for name in names)
 
     def compare(self, c: Constants) -> list[tuple[str, int, float, float]]:
         """Return work, ranks, predicted and measured seconds of the iterations that ``ranks`` timed."""

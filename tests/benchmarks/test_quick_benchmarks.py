@@ -42,6 +42,10 @@ def test_learner() -> None:
     ]
     assert lines[6].name == "critic update, S fp32 x4"
     assert {line.size for line in lines} == {"256 rows", "4 x 64 rows"}
+    default = [line for line in lines if line.name == "critic update, S default fp32"]
+    assert [line.peer for line in default] == ["plain torch, scalar critics"]
+    atoms = 100 * 2 * 128 * (4 + 4) * 256  # products of the last layers of twin critics and targets beyond a scalar's
+    assert default[0].floor_s == pytest.approx((lines[0].floor_s or 0.0) + atoms / 1e9)
     critic, policy, both = (line.floor_s or 0.0 for line in lines[:3])
     assert critic == pytest.approx(30.2 * 256 / 8192, rel=0.01)
     assert both == pytest.approx(2 * critic + policy)
@@ -59,7 +63,7 @@ def test_a_round_does_its_updates() -> None:
 
 def test_learner_sizes() -> None:
     names = [case.name for case in learner.cases("cpu", quick=False)]
-    assert len(names) == len(set(names)) == 2 * (2 * 4 + 2)
+    assert len(names) == len(set(names)) == 2 * (2 * 4 + 2 + 2)
     assert {"M, bf16, 1 x 32768", "S, fp32, 32 x 256"} < set(names)
 
 
@@ -68,7 +72,7 @@ def test_population() -> None:
     assert [(line.name, line.size) for line in lines] == [
         (f"population {kind}, 512 envs", f"m = {m}")
         for m in (1, 8, 64)
-        for kind in ("act", "update, fp32", "update, bf16")
+        for kind in ("act, fp32", "update, fp32", "act, bf16", "update, bf16")
     ]
     weights = 48 * 512 + 512 * 256
     head = 256 * 256 + 256 + 256 * 8 + 8 + 8

@@ -87,7 +87,7 @@ def test_latency_and_rate_are_the_line_through_two_sizes(model: ModuleType, tmp_
     ("benchmark", "start"),
     [
         ("env", "env step, Myriad-PointMaze-Maze"),
-        ("population", "population update, 4096 envs"),
+        ("population", "population update, fp32, 4096 envs"),
         ("ranks", "all-gather, 2 ranks"),
         ("ranks", "rollout and update, 4 epochs, 2 ranks"),
     ],

@@ -14,6 +14,7 @@ import torch
 
 from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.pql import POLICY_METRICS, PQL, VALUE_METRICS, PQLCfg
+from myriad_lab.distributed.mps import tell_of_turns
 from myriad_lab.distributed.process_group import check_shards
 from myriad_lab.envs.contract import VecEnv
 from myriad_lab.errors import ConfigurationError
@@ -309,6 +310,7 @@ class ParallelQRunner(Runner):
         if self.runner_cfg.mode == "parallel":
             cfg, own = self.runner_cfg, str(self.algorithm.device)
             devices = cfg.value_device or own, cfg.policy_device or own
+            tell_of_turns([own, *devices])
             self._learners = ParallelLearners(self.algorithm, cfg.max_lead, *devices, cfg.learner_threads)
 
     def _sync(self) -> None:

@@ -20,8 +20,10 @@ from myriad_lab.cli.benchmarks.rates import Rates, Yardsticks, count_kernels
 from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
 from myriad_lab.networks.q_ensemble import QEnsembleCfg
 
-NETS = {"S": (512, 256, 128), "M": (1024, 512, 256)}
-"""Hidden widths of policy and critics."""
+NETS = {"S": (512, 256, 128), "M": (1024, 512, 256), "S default": (512, 256, 128)}
+"""Hidden widths of policy and critics; plain scalar critics, or ``DEFAULT`` ones."""
+DEFAULT = "S default"
+"""Categorical critics with layer norm and returns scaled, as by default."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """Type of the forward passes; bf16 is ``mixed_precision``."""
 ROUND = (2, 1)
@@ -34,17 +36,17 @@ def cases(device: str, quick: bool) -> list[Case]:
 
     An update draws its minibatch; on a GPU it is one CUDA graph.
 
-    88 observations and 16 actions; networks 512-256-128 (S) and 1024-512-256 (M); one head, and populations whose
-    minibatches add up to 8192 rows.
+    88 observations and 16 actions; networks 512-256-128 (S) and 1024-512-256 (M) with scalar critics as plain torch has
+    them, and S with the critics of the defaults; one head, and populations whose minibatches add up to 8192 rows.
 
     Args:
         device: Where to run.
         quick: The small network at two small sizes, few repetitions.
     """
-    sizes = [("S", 1, 256), ("S", 4, 64)]
+    sizes = [("S", 1, 256), ("S", 4, 64), (DEFAULT, 1, 256)]
     if not quick:
-        sizes = [(net, 1, batch) for net in NETS for batch in (2048, 8192, 16_384, 32_768)]
-        sizes += [("S", 8, 1024), ("S", 32, 256)]
+        sizes = [(net, 1, batch) for net in ("S", "M") for batch in (2048, 8192, 16_384, 32_768)]
+        sizes += [("S", 8, 1024), ("S", 32, 256), (DEFAULT, 1, 2048), (DEFAULT, 1, 8192)]
     return [
         Case(f"{net}, {precision}, {m} x {batch}", partial(time_updates, net, precision, m, batch, device, quick))
         for net, m, batch in sizes
@@ -85,7 +87,7 @@ def time_updates(net: str, precision: str, m: int, batch: int, device: str, quic
                 *timings[name],
                 *rates.floor(flops, moved),
                 None if peer is None else peer.median_s,
-                "" if peer is None else "plain torch",
+                "" if peer is None else "plain torch" + (", scalar critics" if net == DEFAULT else ""),
                 peak.num_bytes,
                 rows,
                 "rows of the minibatch, all heads",
@@ -98,7 +100,7 @@ def time_updates(net: str, precision: str, m: int, batch: int, device: str, quic
 def make_learner(net: str, m: int, batch: int, device: str, mixed_precision: bool, num_envs: int) -> PQL:
     """Return a learner of ``m`` heads with 32 random steps in its replay memory."""
     hidden = list(NETS[net])
-    critic = QEnsembleCfg(hidden=hidden, layer_norm=False, activation="relu", kind="scalar")
+    plain = {} if net == DEFAULT else {"layer_norm": False, "kind": "scalar"}
     cfg = PQLCfg(
         batch_size=batch,
         replay_capacity=64 * num_envs,
@@ -106,8 +108,8 @@ def make_learner(net: str, m: int, batch: int, device: str, mixed_precision: boo
         value_updates_per_step=ROUND[0],
         policy_delay=ROUND[0] // ROUND[1],
         mixed_precision=mixed_precision,
-        normalize_returns=False,
-        critic=critic,
+        normalize_returns=net == DEFAULT,
+        critic=QEnsembleCfg(hidden=hidden, activation="relu", **plain),
     )
     shape = PopulationActorCfg(trunk=hidden[:2], adapter_dim=hidden[2], obs_normalization=True)
     actor = PopulationActor(_NUM_OBS, _NUM_ACTIONS, m, shape)
@@ -160,7 +162,8 @@ def _peers(net: str, learner: PQL, device: str, mixed_precision: bool) -> dict[s
 
 def _floors(net: str, rows: int, learner: PQL, item: int) -> dict[str, tuple[float, float]]:
     """Return arithmetic [FLOP] and bytes [B] of each work; ``item`` is the size of an activation [B]."""
-    updates = Updates(_NUM_OBS, _NUM_ACTIONS, NETS[net])
+    atoms = learner.critic.cfg.num_atoms if learner.critic.cfg.kind == "categorical" else 1
+    updates = Updates(_NUM_OBS, _NUM_ACTIONS, NETS[net], atoms)
     row = FLOAT_BYTES * (2 * _NUM_OBS + _NUM_ACTIONS + 3)  # rewards, discounts and weights
     critics = sum(p.numel() for p in learner.critic.parameters())
     policies = sum(p.numel() for p in learner.actor.parameters())

@@ -9,6 +9,7 @@ import torch
 from myriad_lab.algorithms.kmyriad import KMyriadCfg
 from myriad_lab.algorithms.policy_updates import OneStepUpdate
 from myriad_lab.algorithms.population_optimizer import PopulationOptimizer
+from myriad_lab.algorithms.precision import MixedPrecision
 from myriad_lab.cli.benchmarks.floors import ADAMW_BYTES, FLOAT_BYTES
 from myriad_lab.cli.benchmarks.line import BenchmarkLine, Case, Work, in_turns
 from myriad_lab.cli.benchmarks.memory import PeakMemory
@@ -17,6 +18,8 @@ from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
 from myriad_lab.storage.rollout import RolloutStorage
 
 NUM_OBS, NUM_ACTIONS = 48, 8
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Type of the products; bf16 is ``mixed_precision``."""
 SIZES = (1, 8, 32, 128, 512, 1024, 4096)
 _FULL_HEAD_BYTES = 5 * FLOAT_BYTES * 256 * 257
 """Of one head with a full adapter: weight, gradient, two moments, and room for one more."""
@@ -63,7 +66,7 @@ def time_population(m: int, adapter: str, num_envs: int, device: str, quick: boo
     peers = {f"single {name}": work for name, work in _works(_actor(1, adapter, device), num_envs, device).items()}
     lines, suffix = [], "" if adapter == "full" else ", low-rank adapters"
     for name, (flops, moved) in _floors(actor, num_envs).items():
-        yardsticks = Yardsticks(device, torch.bfloat16 if name.endswith("bf16") else torch.float32)
+        yardsticks = Yardsticks(device, PRECISIONS[name.split()[1]])
         timings = in_turns(
             {key: (works | peers)[key] for key in (name, f"single {name}")} | yardsticks.works, device, quick
         )
@@ -89,23 +92,28 @@ def _actor(m: int, adapter: str, device: str) -> PopulationActor:
     return PopulationActor(NUM_OBS, NUM_ACTIONS, m, PopulationActorCfg(adapter=adapter)).to(device)
 
 
-def _act(actor: PopulationActor, num_envs: int, device: str) -> Work:
+def _works(actor: PopulationActor, num_envs: int, device: str) -> dict[str, Work]:
+    """Return what is timed by its name: acting and the update, in each precision."""
+    works: dict[str, Work] = {}
+    for name in PRECISIONS:
+        update = _update(actor, num_envs, device, name == "bf16")
+        works[f"act, {name}"] = _act(actor, num_envs, device, update.func.mixed_precision)
+        works[f"update, {name}"] = update
+    return works
+
+
+def _act(actor: PopulationActor, num_envs: int, device: str, mixed_precision: MixedPrecision) -> Work:
     obs = torch.randn(num_envs, NUM_OBS, device=device)
 
     @torch.no_grad()
     def work() -> object:
-        return actor.act(obs)
+        with mixed_precision.autocast():
+            return actor.act(obs)
 
     return work
 
 
-def _works(actor: PopulationActor, num_envs: int, device: str) -> dict[str, Work]:
-    """Return what is timed by its name: acting, and the update in each precision."""
-    updates = {f"update, {name}": _update(actor, num_envs, device, name == "bf16") for name in ("fp32", "bf16")}
-    return {"act": _act(actor, num_envs, device), **updates}
-
-
-def _update(actor: PopulationActor, num_envs: int, device: str, mixed_precision: bool) -> Work:
+def _update(actor: PopulationActor, num_envs: int, device: str, mixed_precision: bool) -> partial[object]:
     """Return K-Myriad's single gradient step on one observation per env."""
     fields = {
         "obs": ((NUM_OBS,), torch.float32),
@@ -130,8 +138,9 @@ def _floors(actor: PopulationActor, num_envs: int) -> dict[str, tuple[float, flo
     units = num_envs * (sum(cfg.trunk) + cfg.adapter_dim)
     rows = FLOAT_BYTES * num_envs * (NUM_OBS + NUM_ACTIONS)
     update = 3.0 * forward - 2.0 * num_envs * NUM_OBS * cfg.trunk[0]
-    return {
-        "act": (forward, FLOAT_BYTES * (shared + stacked) + rows),
-        "update, fp32": (update, ADAMW_BYTES * (shared + stacked) + 2 * FLOAT_BYTES * units + rows),
-        "update, bf16": (update, ADAMW_BYTES * (shared + stacked) + FLOAT_BYTES * units + rows),
-    }
+    floors = {}
+    for name, dtype in PRECISIONS.items():
+        floors[f"act, {name}"] = (forward, FLOAT_BYTES * (shared + stacked) + rows)
+        moved = ADAMW_BYTES * (shared + stacked) + 2 * dtype.itemsize * units + rows
+        floors[f"update, {name}"] = (update, moved)
+    return floors
