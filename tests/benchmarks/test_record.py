@@ -210,13 +210,16 @@ def test_what_does_not_fit_is_left_out(
         (["knn", "--json", "a", "b"], "one file can be recorded to"),
         (["table"], "table needs --json"),
         (["table", "--json", "nowhere.json"], "there is no nowhere.json"),
+        (["knn", "--json", "other.json"], "other.json is no record of scripts/benchmark.py"),
         (["all", "--device", "cuda"], "device='cuda' is not there; this machine has cpu"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(
-    arguments: list[str], message: str, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch, capsys
+    arguments: list[str], message: str, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    Path("other.json").write_text('{"seed": 1}')
     assert main(["benchmark", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert benchmark.ran == []

@@ -411,6 +411,16 @@ def test_best_and_stop(scores: tuple[float, ...], tmp_path: Path) -> None:
     assert run.latest().name == "iteration_000003"
 
 
+@pytest.mark.parametrize("name", ["Train/mean_reward", "Train/mean_rewards"])
+def test_a_metric_that_no_checkpoint_has_is_named(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    runner = make(RunFolder.create(tmp_path, "best"), best_metric=name)
+    runner.learn(4)
+    assert "Train/mean_reward" in runner.metrics
+    told = [message for message in caplog.messages if "best_metric='Train/mean_rewards'" in message]
+    assert len(told) == (name == "Train/mean_rewards")
+    assert all("Did you mean Train/mean_reward" in message for message in told)
+
+
 def test_who_was_told_of_the_start_is_told_of_the_end() -> None:
     class Told(Callback):
         ended = False

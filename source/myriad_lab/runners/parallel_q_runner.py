@@ -17,7 +17,7 @@ from myriad_lab.algorithms.pql import POLICY_METRICS, PQL, VALUE_METRICS, PQLCfg
 from myriad_lab.distributed.mps import tell_of_turns
 from myriad_lab.distributed.process_group import check_shards
 from myriad_lab.envs.contract import VecEnv
-from myriad_lab.errors import ConfigurationError
+from myriad_lab.errors import ConfigurationError, nearest
 from myriad_lab.functional.collective import ALONE, Collective
 from myriad_lab.monitor.logger import Logger
 from myriad_lab.monitor.nan_guard import check_metrics, check_state
@@ -198,6 +198,10 @@ class ParallelQRunner(Runner):
 
     def _end(self) -> None:
         self._stop_learners()
+        name = self.best_metric
+        if self.writes and "Train/mean_reward" in self.metrics and name not in self.metrics:
+            hint = nearest(name, self.metrics)
+            logger.warning("No checkpoint is the best one: best_metric=%r is not among the metrics. %s", name, hint)
 
     def _iterate(self) -> None:
         started = time.perf_counter()

@@ -104,12 +104,14 @@ def read_record(path: Path) -> dict[str, Any]:
     """Return the content of a file of lines, with the lines as ``BenchmarkLine``.
 
     Raises:
-        ConfigurationError: If there is no such file.
+        ConfigurationError: If there is no such file, or it is another kind of file.
         CheckpointError: If it is damaged.
     """
     if not path.is_file():
         raise ConfigurationError(f"there is no {path}; make it with: python scripts/benchmark.py all --json {path}")
     content = read_json(path)
+    if not {"machine", "device", "quick", "results"} <= content.keys():
+        raise ConfigurationError(f"{path} is no record of scripts/benchmark.py; name another file")
     results = [{**r, "lines": [BenchmarkLine(**line) for line in r["lines"]]} for r in content["results"]]
     return {"unfinished": {}, **content, "results": results}
 
