@@ -12,8 +12,10 @@ import pytest
 import torch
 from test_host_waits import make, steps
 
+import myriad_lab.algorithms.pql as pql_module
 from myriad_lab.algorithms.captured import WARM_UPS, CapturedUpdate
 from myriad_lab.networks.q_ensemble import QEnsembleCfg
+from tape import TapedUpdate
 
 
 def memory(value: Any, path: str = "") -> Iterator[tuple[str, int]]:
@@ -114,6 +116,23 @@ def test_warm_ups_are_updates_a_capture_is_none_and_metrics_are_copies(monkeypat
     assert events == ["update"] * WARM_UPS + ["capture", "update", "captured"]
     assert (len(graphs), graphs[0].replays, graphs[0].generators) == (1, 4, [generator])
     assert all(result.data_ptr() != static.data_ptr() for result in results[WARM_UPS:])
+
+
+@pytest.mark.parametrize("settings", [{}, {"mixed_precision": True}, {"critic": QEnsembleCfg(kind="scalar")}], ids=str)
+def test_an_update_done_again_without_python_is_the_update(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = make("pql", "cpu", **settings)
+    monkeypatch.setattr(pql_module, "CapturedUpdate", TapedUpdate)
+    taped = make("pql", "cpu", **settings)
+    for pql in (plain, taped):
+        for _ in range(10):
+            for step in steps(6, "cpu"):
+                pql.observe(step)
+            pql.update()
+    assert all(update.tape is not None for update in (taped._captured_critics, taped._captured_policies))
+    for before, after in ((plain.critic, taped.critic), (plain.actor, taped.actor)):
+        assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
 
 
 @pytest.mark.gpu

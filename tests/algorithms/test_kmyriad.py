@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 from tensordict import TensorDict
 
+from myriad_lab.algorithms import policy_updates
 from myriad_lab.algorithms.algorithm import Step
 from myriad_lab.algorithms.kmyriad import KMyriad, KMyriadCfg
 from myriad_lab.algorithms.population_optimizer import RATE_RANGE
 from myriad_lab.errors import CheckpointError, ConfigurationError
 from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
+from tape import TapedUpdate
 
 NUM_ENVS, M, T, NUM_OBS, NUM_ACTIONS = 8, 4, 6, 3, 2
 SIZES = {"policy": NUM_OBS, "features": 2}
@@ -18,42 +21,48 @@ SIZES = {"policy": NUM_OBS, "features": 2}
 
 def make(num_envs: int = NUM_ENVS, m: int = M, steps: int = T, seed: int = 0, **changes) -> KMyriad:
     settings = {"k": 2, "particle_stride": 2, "num_epochs": 1, "mixed_precision": False} | changes
-    network = settings.pop("network", {})
+    network, device = settings.pop("network", {}), settings.pop("device", "cpu")
     network = {"trunk": [16], "adapter_dim": 8, "activation": "tanh", "init_log_std": -0.5} | network
     actor_cfg = PopulationActorCfg(**network)
     torch.manual_seed(seed)
-    actor = PopulationActor(NUM_OBS, NUM_ACTIONS, m, actor_cfg)
+    actor = PopulationActor(NUM_OBS, NUM_ACTIONS, m, actor_cfg).to(device)
     cfg = KMyriadCfg(actor=actor_cfg, **settings)
-    return KMyriad(actor, cfg, num_envs, SIZES, seed=seed, num_steps=steps)
+    return KMyriad(actor, cfg, num_envs, SIZES, device, seed=seed, num_steps=steps)
 
 
 def roll_out(algorithm: KMyriad, seed: int = 0, diverge: tuple[tuple[int, int], ...] = ()) -> None:
     """Fill one rollout of a point that is pushed by its actions; ``diverge`` holds pairs (step, env)."""
     n = algorithm.num_envs
     g = torch.Generator().manual_seed(seed)
-    position = 0.1 * torch.randn(n, 2, generator=g)
+    like = {"device": algorithm.device}
+    position = 0.1 * torch.randn(n, 2, generator=g).to(**like)
 
     def observe() -> TensorDict:
-        time = torch.full((n, 1), 0.5)
+        time = torch.full((n, 1), 0.5, **like)
         return TensorDict({"policy": torch.cat((position, time), 1), "features": position.clone()}, batch_size=[n])
 
     for t in range(algorithm.num_steps):
         obs = observe()
         actions = algorithm.act(obs)
         position = position + 0.3 * actions
-        valid = torch.ones(n, dtype=torch.bool)
+        valid = torch.ones(n, dtype=torch.bool, **like)
         for step, env in diverge:
             if step == t:
                 valid[env] = False
         final = observe()
         final["features"][~valid] = float("nan")
-        position = torch.where(valid.unsqueeze(1), position, torch.zeros(1, 2))
-        last = torch.full((n,), t == algorithm.num_steps - 1)
+        position = torch.where(valid.unsqueeze(1), position, torch.zeros(1, 2, **like))
+        last = torch.full((n,), t == algorithm.num_steps - 1, **like)
         if t == algorithm.num_steps - 1:
-            position = torch.zeros(n, 2)  # reset, as an env does at the time-out
+            position = torch.zeros(n, 2, **like)  # reset, as an env does at the time-out
         algorithm.observe(
-            Step(obs, actions, torch.zeros(n), torch.zeros_like(valid), last | ~valid, observe(), final, valid)
+            Step(obs, actions, torch.zeros(n, **like), torch.zeros_like(valid), last | ~valid, observe(), final, valid)
         )
+
+
+def weights(algorithm: KMyriad) -> torch.Tensor:
+    """Return all weights of the policies."""
+    return torch.cat([p.detach().flatten() for p in algorithm.actor.parameters()])
 
 
 def importance_weighted_entropy(points: torch.Tensor, log_weights: torch.Tensor, k: int) -> torch.Tensor:
@@ -304,9 +313,6 @@ def test_heads_with_too_few_particles_are_told_of(caplog):
 
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_repeats_bitwise_and_resumes_bitwise(epochs):
-    def weights(algorithm: KMyriad) -> torch.Tensor:
-        return torch.cat([p.detach().flatten() for p in algorithm.actor.parameters()])
-
     rates = {"lr_milestones": [2]} if epochs == 1 else {"desired_kl": 1e-6}
     changes = {"num_epochs": epochs, "window": epochs, "network": {"obs_normalization": True}} | rates
     whole, again = make(**changes), make(**changes)
@@ -360,6 +366,72 @@ def test_the_first_minibatch_tells_nothing_of_the_divergence():
     metrics = algorithm.update()
     assert metrics["Policy/kl"] > 0.0
     assert metrics["Policy/learning_rate"] == pytest.approx(1.5e-9)
+
+
+def record_on_a_tape(algorithm: KMyriad) -> None:
+    """Have the steps of minibatches recorded, as on a GPU."""
+    algorithm._improve._graphs = True
+    algorithm.optimizer._hold_rates()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"desired_kl": 1e-3},
+        {"lr_milestones": [1, 4], "lr_decay": 0.1},
+        {"mixed_precision": True, "network": {"obs_normalization": True}},
+    ],
+    ids=str,
+)
+def test_a_recorded_step_is_the_step(changes, monkeypatch):
+    """Replayed without Python: minibatches of two sizes, rates, normalisers and divergences are those of the time."""
+    monkeypatch.setattr(policy_updates, "CapturedUpdate", TapedUpdate)
+    settings = {"num_epochs": 2, "num_minibatches": 5, "learning_rate": 1e-2, **changes}  # of 12 rows: 3, 3, 2, 2, 2
+    plain, recorded = make(**settings), make(**settings)
+    plain.optimizer._hold_rates()
+    record_on_a_tape(recorded)
+    for i in range(6):
+        metrics = []
+        for algorithm in (plain, recorded):
+            roll_out(algorithm, seed=i, diverge=((3, i % NUM_ENVS),))
+            metrics.append(algorithm.update())
+        torch.testing.assert_close(metrics[1], metrics[0])
+        assert torch.equal(weights(plain), weights(recorded))
+    steps = [step for _, step in recorded._improve._recorded.values()]
+    assert len(steps) == 2
+    assert all(step.tape is not None for step in steps)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("changes", [{}, {"desired_kl": 1e-3}, {"mixed_precision": True}], ids=str)
+def test_a_cuda_graph_of_a_step_is_the_step(changes):
+    settings = {"num_epochs": 2, "num_minibatches": 5, "learning_rate": 1e-2, "device": "cuda", **changes}
+    plain, recorded = make(cuda_graph=False, **settings), make(**settings)
+    for i in range(6):
+        for algorithm in (plain, recorded):
+            roll_out(algorithm, seed=i)
+            algorithm.update()
+    assert all(step._graph is not None for _, step in recorded._improve._recorded.values())
+    torch.testing.assert_close(weights(plain), weights(recorded), rtol=1e-3, atol=1e-4)
+
+
+def test_a_resumed_run_records_anew(monkeypatch):
+    monkeypatch.setattr(policy_updates, "CapturedUpdate", TapedUpdate)
+    whole, resumed = make(num_epochs=3), make(num_epochs=3, seed=5)
+    for algorithm in (whole, resumed):
+        record_on_a_tape(algorithm)
+    for i in range(3):
+        roll_out(whole, seed=i)
+        roll_out(resumed, seed=9)
+        for algorithm in (whole, resumed):
+            algorithm.update()
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+    for i in range(3, 6):
+        for algorithm in (whole, resumed):
+            roll_out(algorithm, seed=i)
+            algorithm.update()
+    assert torch.equal(weights(whole), weights(resumed))
 
 
 def test_an_update_that_breaks_the_weights_is_undone():

@@ -70,19 +70,20 @@ def test_learner_sizes() -> None:
 def test_population() -> None:
     lines = lines_of(population)
     assert [(line.name, line.size) for line in lines] == [
-        (f"population {kind}, 512 envs", f"m = {m}")
+        (f"population {kind}, {precision}, 512 envs", f"m = {m}")
         for m in (1, 8, 64)
-        for kind in ("act, fp32", "update, fp32", "act, bf16", "update, bf16")
+        for precision in ("fp32", "bf16")
+        for kind in ("act", "update")
     ]
     weights = 48 * 512 + 512 * 256
     head = 256 * 256 + 256 + 256 * 8 + 8 + 8
     assert lines[0].floor_s == pytest.approx(2 * 512 * (weights + head) / 1e9)
     assert lines[1].floor_s == pytest.approx(2 * 512 * (3 * (weights + head) - 48 * 512) / 1e9)
     cases = population.cases("cpu", quick=False)
-    assert [case.name for case in cases][-3:] == [
-        "m = 4096, full, 4096 envs", "m = 1024, low_rank, 4096 envs", "m = 4096, low_rank, 4096 envs",
+    assert [case.name for case in cases][-5::2] == [
+        "m = 4096, full, bf16, 4096 envs", "m = 1024, low_rank, bf16, 4096 envs", "m = 4096, low_rank, bf16, 4096 envs",
     ]  # fmt: skip
-    assert cases[6].needs_bytes > 5 * 2**30 > cases[5].needs_bytes
+    assert cases[12].needs_bytes > 5 * 2**30 > cases[11].needs_bytes
     assert len(population.cases("cuda:0", quick=False)) == 2 * len(cases)
 
 

@@ -25,6 +25,20 @@ def obs() -> torch.Tensor:
     return torch.randn(M, ROWS, NUM_OBS, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("state_dependent_std", [False, True])
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_outputs_are_not_rounded_to_half_precision(adapter, state_dependent_std, obs):
+    actor = make_actor(adapter=adapter, state_dependent_std=state_dependent_std)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = actor(obs)
+    for output, exact in zip(outputs, actor(obs), strict=True):
+        assert output.dtype == torch.float32
+        torch.testing.assert_close(output, exact, rtol=0.0, atol=0.05)
+    mean = outputs[0]
+    assert not torch.equal(mean, mean.bfloat16().float())
+    assert not torch.equal(mean, actor(obs)[0])  # the layers before are
+
+
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("state_dependent_std", [True, False])
 def test_batched_heads_equal_a_loop_of_single_head_networks(adapter, state_dependent_std, obs):

@@ -203,6 +203,8 @@ class KMyriad:
             if self.value is not None:
                 load_own_state(self.value, state["value"], self.ranks)
             self.optimizer.load_state_dict(state["optimizer"])
+            if isinstance(self._improve, ClippedUpdate):
+                self._improve.record_anew()
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint does not fit the networks of this configuration: {error}") from error
         self.state_rewards.load_state_dict(state["state_rewards"])

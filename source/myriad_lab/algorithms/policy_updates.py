@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
+from myriad_lab.algorithms.captured import CapturedUpdate
 from myriad_lab.algorithms.population_optimizer import PopulationOptimizer
 from myriad_lab.algorithms.precision import MixedPrecision
 from myriad_lab.errors import ConfigurationError
@@ -52,6 +54,8 @@ class PolicyUpdateCfg:
     mixed_precision: bool | None = None
     """Whether the networks run in bfloat16 but for their last layer, in acting as well as in the update; ``None`` where
     the device has units for it."""
+    cuda_graph: bool = True
+    """Whether on a GPU the step of a minibatch is recorded once as a CUDA graph (several epochs, one rank only)."""
 
     def validate(self) -> None:
         """Raise ``ConfigurationError`` where a value is out of range."""
@@ -127,15 +131,22 @@ class OneStepUpdate:
             yield slice(start, start + length)
 
 
-class _StepResult(NamedTuple):
-    """What one minibatch told."""
+_SHARES = ("Loss/surrogate", "Loss/value", "Policy/entropy", "Policy/kl", "Policy/clip_fraction")
+"""What a minibatch tells first: this rank's share of each; those of all ranks add up."""
+_NORMS = ("Loss/grad_norm", "Loss/grad_norm_trunk", "Loss/grad_norm_heads")
+"""What it tells last: norms over the whole population. In between are the logs of the sums of the ratios and of their
+squares on this rank."""
 
-    shares: dict[str, torch.Tensor]
-    """This rank's share of each diagnostic; those of all ranks add up."""
-    log_sums: torch.Tensor
-    """Logs of the sums of the ratios and of their squares on this rank, (2,)."""
-    norms: dict[str, torch.Tensor]
-    """Norms of the gradients of the whole population."""
+
+class _Minibatch(NamedTuple):
+    """Which rows a step is taken on."""
+
+    rows: torch.Tensor
+    """Their numbers, the same for every policy, (rows,)."""
+    num_valid: torch.Tensor
+    """Env steps among them on all ranks, a scalar."""
+    moved: torch.Tensor
+    """Whether the policies are no longer those that acted, a bool scalar."""
 
 
 class ClippedUpdate:
@@ -143,6 +154,7 @@ class ClippedUpdate:
 
     The value function sees the share of the episode that has passed beside the observation, and nothing is
     bootstrapped at the end: the objective is the entropy of a trajectory of finite length. It is used in training only.
+    On a GPU, a step is some hundreds of small kernels, for which the host would take longer than the device.
     """
 
     def __init__(
@@ -156,7 +168,15 @@ class ClippedUpdate:
     ) -> None:
         self.actor, self.value, self.optimizer, self.cfg = actor, value, optimizer, cfg
         self.generator, self.ranks = generator, ranks
-        self.mixed_precision = MixedPrecision(cfg.mixed_precision, actor.heads.out_bias.device)
+        device = actor.heads.out_bias.device
+        self.mixed_precision = MixedPrecision(cfg.mixed_precision, device)
+        self._graphs = cfg.cuda_graph and device.type == "cuda" and ranks.world_size == 1
+        self.record_anew()
+
+    def record_anew(self) -> None:
+        """Forget recorded steps: they know the moments of before."""
+        self._batch: dict[str, torch.Tensor] = {}
+        self._recorded: dict[int, tuple[_Minibatch, CapturedUpdate]] = {}
 
     def __call__(
         self, storage: RolloutStorage, rewards: torch.Tensor, num_particles: torch.Tensor
@@ -180,14 +200,38 @@ class ClippedUpdate:
             "advantages": advantages,
             "returns": returns,
         }
-        batch = {"obs": obs} | {name: storage.by_policy(tensor) for name, tensor in fields.items()}
+        batch = self._keep({"obs": obs} | {name: storage.by_policy(tensor) for name, tensor in fields.items()})
         chosen = [part for _ in range(cfg.num_epochs) for part in self._minibatches(batch["valid"])]
         counts = ranks.sum(torch.stack([batch["valid"][:, part].sum() for part in chosen])).clamp_min(1)
-        steps = [
-            self._step({name: tensor[:, part] for name, tensor in batch.items()}, num_valid, first=i == 0)
-            for i, (part, num_valid) in enumerate(zip(chosen, counts.unbind(), strict=True))
-        ]
-        return self._metrics(steps, counts) | {"Loss/value_explained": explained}
+        moved = torch.arange(len(chosen), device=valid.device) > 0
+        minibatches = map(_Minibatch, chosen, counts.unbind(), moved.unbind())
+        told = torch.stack([self._take(batch, minibatch) for minibatch in minibatches])
+        return self._metrics(told, counts) | {"Loss/value_explained": explained}
+
+    def _keep(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the batch where recorded steps read it, if steps are recorded."""
+        if not self._graphs:
+            return batch
+        self._batch = self._batch or batch
+        for name, tensor in batch.items():
+            self._batch[name].copy_(tensor)
+        return self._batch
+
+    def _take(self, batch: dict[str, torch.Tensor], minibatch: _Minibatch) -> torch.Tensor:
+        """Take the step of a minibatch, as recorded for so many rows where steps are recorded."""
+        if not self._graphs:
+            return self._step(batch, minibatch)
+        size = len(minibatch.rows)
+        if size not in self._recorded:
+            place = _Minibatch(*(tensor.clone() for tensor in minibatch))
+            # a graph that held its update would keep memory of a GPU until Python looks for cycles
+            update = weakref.proxy(self)
+            step = CapturedUpdate(lambda: update._step(batch, place), self.generator, graphs=True)
+            self._recorded[size] = place, step
+        place, recorded = self._recorded[size]
+        for held, tensor in zip(place, minibatch, strict=True):
+            held.copy_(tensor)
+        return recorded()
 
     def _values(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the values of rows of observation and elapsed time, ``(num_policies, rows)``."""
@@ -212,9 +256,11 @@ class ClippedUpdate:
         order = torch.randperm(rows, generator=self.generator, device=valid.device)
         return order.tensor_split(min(self.cfg.num_minibatches, rows))
 
-    def _step(self, part: dict[str, torch.Tensor], num_valid: torch.Tensor, first: bool) -> _StepResult:
-        """Take one Adam step on a minibatch ``(num_policies, rows, ...)`` with ``num_valid`` steps on all ranks."""
-        cfg, mask = self.cfg, part["valid"]
+    def _step(self, batch: dict[str, torch.Tensor], minibatch: _Minibatch) -> torch.Tensor:
+        """Take one Adam step on some rows of ``(num_policies, rows, ...)``; returns what it tells, (10,)."""
+        cfg, num_valid = self.cfg, minibatch.num_valid
+        part = {name: tensor[:, minibatch.rows] for name, tensor in batch.items()}
+        mask = part["valid"]
         with self.mixed_precision.autocast():
             policy = self.actor.distribution(part["obs"][..., :-1])
         log_prob = policy.log_prob(part["pre_squash"])
@@ -222,31 +268,30 @@ class ClippedUpdate:
         entropy = torch.where(mask, policy.entropy(), 0.0).sum() / num_valid
         errors = (self._values(part["obs"]) - part["returns"]).square()
         value_loss = torch.where(mask, errors, 0.0).sum() / num_valid
-        if not first:  # the policies are still those that acted: all there is of a divergence is rounding
-            self.optimizer.adapt(surrogate.kl)
+        # before the first step all there is of a divergence is rounding
+        self.optimizer.adapt(torch.where(minibatch.moved, surrogate.kl, 0.0))
         self.optimizer.zero_grad()
         (surrogate.loss - cfg.entropy_coef * entropy + cfg.value_coef * value_loss).backward()
-        shares = {
-            "Loss/surrogate": surrogate.loss.detach(),
-            "Loss/value": value_loss.detach(),
-            "Policy/entropy": entropy.detach(),
-            "Policy/kl": surrogate.kl,
-            "Policy/clip_fraction": surrogate.clip_fraction,
-        }
-        return _StepResult(shares, surrogate.log_sums, self.optimizer.step())
+        shares = surrogate.loss.detach(), value_loss.detach(), entropy.detach(), surrogate.kl, surrogate.clip_fraction
+        norms = self.optimizer.step()
+        return torch.stack([*shares, *surrogate.log_sums.unbind(), *(norms[name] for name in _NORMS)])
 
-    def _metrics(self, steps: list[_StepResult], counts: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the diagnostics of an update over all ranks: one message, however many steps it had."""
-        table = self.ranks.sum(torch.stack([torch.stack(list(step.shares.values())) for step in steps]))
-        shares = dict(zip(steps[0].shares, table.unbind(1), strict=True))
-        norms = {name: torch.stack([step.norms[name] for step in steps]) for name in steps[0].norms}
-        metrics = {name: values.mean() for name, values in (shares | norms).items()}
+    def _metrics(self, told: torch.Tensor, counts: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the diagnostics of an update over all ranks: one message, however many steps it had.
+
+        Args:
+            told: What each step told on this rank, (steps, 10).
+            counts: Env steps in each minibatch on all ranks, (steps,).
+        """
+        shares, log_sums, norms = told.split([len(_SHARES), 2, len(_NORMS)], dim=1)
+        shares = self.ranks.sum(shares)
+        means = torch.cat([shares, norms], dim=1).mean(0).unbind()
+        metrics = dict(zip([*_SHARES, *_NORMS], means, strict=True))
         # How far the policies moved is told by the ratios of the last pass.
         last = slice(-self.cfg.num_minibatches, None)
         for name in ("Policy/kl", "Policy/clip_fraction"):
-            metrics[name] = shares[name][last].mean()
-        log_sums = self.ranks.gather_rows(torch.stack([step.log_sums for step in steps[last]])[None])
-        sizes = effective_sample_size(log_sums.logsumexp(0))
+            metrics[name] = shares[last, _SHARES.index(name)].mean()
+        sizes = effective_sample_size(self.ranks.gather_rows(log_sums[last][None]).logsumexp(0))
         return metrics | {"Population/ess": (sizes / counts[last]).nan_to_num().mean()}  # 0 where no step counts
 
 

@@ -93,9 +93,11 @@ class PopulationOptimizer:
         if self._value:
             groups.append({"params": self._value, "lr": cfg.learning_rate, "base_lr": cfg.learning_rate})
         # At large m the parameters outweigh the batch: one fused pass over them is several times faster.
-        self.adam = torch.optim.Adam(groups, fused=True)
-        # Where the step sizes adapt they are tensors, so that nobody waits for the device.
+        on_gpu = self._trunk[0].is_cuda
+        self.adam = torch.optim.Adam(groups, fused=True, capturable=on_gpu)
         self._factor = self._make_factor(1.0)
+        if cfg.desired_kl is not None or on_gpu:
+            self._hold_rates()
 
     @property
     def learning_rate(self) -> torch.Tensor:
@@ -108,7 +110,11 @@ class PopulationOptimizer:
         passed = sum(iteration >= milestone for milestone in self.cfg.lr_milestones)
         factor = self._factor * self.cfg.lr_decay**passed
         for group in self.adam.param_groups:
-            group["lr"] = group["base_lr"] * factor
+            rate = group["base_lr"] * factor
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     @torch.no_grad()
     def adapt(self, kl: torch.Tensor) -> None:
@@ -117,15 +123,15 @@ class PopulationOptimizer:
         It is the sum of what the ranks pass in. A value that is not finite counts as too large, and 0 tells nothing.
         """
         desired = self.cfg.desired_kl
-        if desired is None or isinstance(self._factor, float):
+        if desired is None or not isinstance(self._factor, torch.Tensor):
             return
         kl = self.ranks.sum(kl)
         change = torch.where((kl > 0.0) & (kl < desired / 2.0), KL_FACTOR, 1.0)
         change = torch.where(kl <= 2.0 * desired, change, 1.0 / KL_FACTOR)
         factor = (self._factor * change).clamp(*RATE_RANGE)
         for group in self.adam.param_groups:
-            group["lr"] = group["lr"] * (factor / self._factor)
-        self._factor = factor
+            group["lr"].mul_(factor / self._factor)
+        self._factor.copy_(factor)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -163,12 +169,18 @@ class PopulationOptimizer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned; step sizes are those of this configuration."""
-        rates = [(group["lr"], group["base_lr"]) for group in self.adam.param_groups]
+        names = ("lr", "base_lr", "fused", "capturable")
+        settings = [{name: group[name] for name in names} for group in self.adam.param_groups]
         moments = change_moments(state["adam"]["state"], self._stacked, self.ranks.own_rows)
         self.adam.load_state_dict(state["adam"] | {"state": moments})
         self._factor = self._make_factor(state["factor"])
-        for group, (rate, base) in zip(self.adam.param_groups, rates, strict=True):
-            group["lr"], group["base_lr"] = rate, base
+        for group, setting in zip(self.adam.param_groups, settings, strict=True):
+            group.update(setting)
+
+    def _hold_rates(self) -> None:
+        """Make tensors of the step sizes: adapted without waiting for the device, and found by a recorded step."""
+        for group in self.adam.param_groups:
+            group["lr"] = torch.as_tensor(group["lr"], device=self._trunk[0].device)
 
     def _make_factor(self, value: float) -> torch.Tensor | float:
         return torch.tensor(value, device=self._trunk[0].device) if self.cfg.desired_kl else 1.0

@@ -113,8 +113,8 @@ class StackedHeads(nn.Module):
             head_ids: Head of each block of rows, long (b,); ``None`` means heads in order.
 
         Returns:
-            Outputs, shape (num_heads or b, rows, num_outputs), under autocast too in the type of the parameters: the
-            mean of a policy with little noise is not to be rounded to bfloat16.
+            Outputs, shape (num_heads or b, rows, num_outputs), in the type of the parameters even under autocast: the
+            mean of a policy with little noise must not be rounded to bfloat16.
         """
         adapted = self._adapt(hidden, head_ids)
         if not torch.is_autocast_enabled(adapted.device.type):

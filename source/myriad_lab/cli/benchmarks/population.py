@@ -21,12 +21,12 @@ NUM_OBS, NUM_ACTIONS = 48, 8
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """Type of the products; bf16 is ``mixed_precision``."""
 SIZES = (1, 8, 32, 128, 512, 1024, 4096)
-_FULL_HEAD_BYTES = 5 * FLOAT_BYTES * 256 * 257
-"""Of one head with a full adapter: weight, gradient, two moments, and room for one more."""
+_FULL_HEAD_BYTES = 6 * FLOAT_BYTES * 256 * 257
+"""Of one head with a full adapter: weight, gradient, two moments, weight and gradient in bfloat16, and room for one."""
 
 
 def cases(device: str, quick: bool) -> list[Case]:
-    """Return a case for each size m of the population, at a fixed number of envs: act, and update.
+    """Return a case for each size m of the population and precision, at a fixed number of envs: act, and update.
 
     Adapters are full; low-rank ones are added for the largest populations.
 
@@ -41,16 +41,19 @@ def cases(device: str, quick: bool) -> list[Case]:
     sizes += [] if quick else [("low_rank", m) for m in (1024, 4096)]
     return [
         Case(
-            f"m = {m}, {adapter}, {num_envs} envs",
-            partial(time_population, m, adapter, num_envs, device, quick),
+            f"m = {m}, {adapter}, {precision}, {num_envs} envs",
+            partial(time_population, m, adapter, precision, num_envs, device, quick),
             m * _FULL_HEAD_BYTES if adapter == "full" else 0,
         )
         for num_envs in totals
         for adapter, m in sizes
+        for precision in PRECISIONS
     ]
 
 
-def time_population(m: int, adapter: str, num_envs: int, device: str, quick: bool) -> list[BenchmarkLine]:
+def time_population(
+    m: int, adapter: str, precision: str, num_envs: int, device: str, quick: bool
+) -> list[BenchmarkLine]:
     """Return the lines of one case.
 
     The peer is the single policy of the same network on the same number of envs: its arithmetic is the same, so it
@@ -58,22 +61,21 @@ def time_population(m: int, adapter: str, num_envs: int, device: str, quick: boo
     reading all parameters; of an update three times the arithmetic, less the gradient of the input, or reading and
     writing what Adam does, and saving and loading activations.
     """
+    make = partial(_works, adapter=adapter, precision=precision, num_envs=num_envs, device=device)
     with PeakMemory(device) as peak:
-        actor = _actor(m, adapter, device)
-        works = _works(actor, num_envs, device)
+        works = make(m)
         for work in works.values():
             work()
-    peers = {f"single {name}": work for name, work in _works(_actor(1, adapter, device), num_envs, device).items()}
-    lines, suffix = [], "" if adapter == "full" else ", low-rank adapters"
-    for name, (flops, moved) in _floors(actor, num_envs).items():
-        yardsticks = Yardsticks(device, PRECISIONS[name.split()[1]])
-        timings = in_turns(
-            {key: (works | peers)[key] for key in (name, f"single {name}")} | yardsticks.works, device, quick
-        )
-        rates, median = yardsticks.read(timings), timings[name].median_s
+    yardsticks = Yardsticks(device, PRECISIONS[precision])
+    peers = {f"single {name}": work for name, work in make(1).items()}
+    timings = in_turns(works | peers | yardsticks.works, device, quick)
+    rates, lines = yardsticks.read(timings), []
+    for name, (flops, moved) in _floors(_actor(m, adapter, device), num_envs, precision).items():
+        median = timings[name].median_s
+        suffix = "" if adapter == "full" else ", low-rank adapters"
         lines.append(
             BenchmarkLine(
-                f"population {name}, {num_envs} envs{suffix}",
+                f"population {name}, {precision}, {num_envs} envs{suffix}",
                 f"m = {m}",
                 *timings[name],
                 *rates.floor(flops, moved),
@@ -92,28 +94,30 @@ def _actor(m: int, adapter: str, device: str) -> PopulationActor:
     return PopulationActor(NUM_OBS, NUM_ACTIONS, m, PopulationActorCfg(adapter=adapter)).to(device)
 
 
-def _works(actor: PopulationActor, num_envs: int, device: str) -> dict[str, Work]:
-    """Return what is timed by its name: acting and the update, in each precision."""
-    works: dict[str, Work] = {}
-    for name in PRECISIONS:
-        update = _update(actor, num_envs, device, name == "bf16")
-        works[f"act, {name}"] = _act(actor, num_envs, device, update.func.mixed_precision)
-        works[f"update, {name}"] = update
-    return works
+def _works(m: int, adapter: str, precision: str, num_envs: int, device: str) -> dict[str, Work]:
+    """Return acting and the update of one population."""
+    actor, mixed_precision = _actor(m, adapter, device), precision == "bf16"
+    return {
+        "act": _act(actor, num_envs, device, mixed_precision),
+        "update": _update(actor, num_envs, device, mixed_precision),
+    }
 
 
-def _act(actor: PopulationActor, num_envs: int, device: str, mixed_precision: MixedPrecision) -> Work:
-    obs = torch.randn(num_envs, NUM_OBS, device=device)
+def _act(actor: PopulationActor, num_envs: int, device: str, mixed_precision: bool) -> Work:
+    obs, precision = (
+        torch.randn(num_envs, NUM_OBS, device=device),
+        MixedPrecision(mixed_precision, torch.device(device)),
+    )
 
     @torch.no_grad()
     def work() -> object:
-        with mixed_precision.autocast():
+        with precision.autocast():
             return actor.act(obs)
 
     return work
 
 
-def _update(actor: PopulationActor, num_envs: int, device: str, mixed_precision: bool) -> partial[object]:
+def _update(actor: PopulationActor, num_envs: int, device: str, mixed_precision: bool) -> Work:
     """Return K-Myriad's single gradient step on one observation per env."""
     fields = {
         "obs": ((NUM_OBS,), torch.float32),
@@ -129,18 +133,16 @@ def _update(actor: PopulationActor, num_envs: int, device: str, mixed_precision:
     return partial(improve, storage, rewards, number)
 
 
-def _floors(actor: PopulationActor, num_envs: int) -> dict[str, tuple[float, float]]:
-    """Return arithmetic [FLOP] and bytes [B] of each work; each row sees one head."""
+def _floors(actor: PopulationActor, num_envs: int, precision: str) -> dict[str, tuple[float, float]]:
+    """Return arithmetic [FLOP] and bytes [B] of both works; each row sees one head."""
     stacked = sum(p.numel() for p in actor.head_parameters())
     shared = sum(p.numel() for p in actor.shared_parameters() if p.dim() == 2)
     cfg = actor.cfg
     forward = 2.0 * num_envs * (shared + stacked / actor.num_policies)
-    units = num_envs * (sum(cfg.trunk) + cfg.adapter_dim)
+    activations = 2 * PRECISIONS[precision].itemsize * num_envs * (sum(cfg.trunk) + cfg.adapter_dim)
     rows = FLOAT_BYTES * num_envs * (NUM_OBS + NUM_ACTIONS)
     update = 3.0 * forward - 2.0 * num_envs * NUM_OBS * cfg.trunk[0]
-    floors = {}
-    for name, dtype in PRECISIONS.items():
-        floors[f"act, {name}"] = (forward, FLOAT_BYTES * (shared + stacked) + rows)
-        moved = ADAMW_BYTES * (shared + stacked) + 2 * dtype.itemsize * units + rows
-        floors[f"update, {name}"] = (update, moved)
-    return floors
+    return {
+        "act": (forward, FLOAT_BYTES * (shared + stacked) + rows),
+        "update": (update, ADAMW_BYTES * (shared + stacked) + activations + rows),
+    }
