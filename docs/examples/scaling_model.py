@@ -197,7 +197,8 @@ class Measured:
 
     def __init__(self, path: Path) -> None:
         record = read_record(path)
-        self.path, self.device, self.machine = path, record["device"], record["machine"]
+        self.path, self.machine = path, record["machine"]
+        self.device = record["device"].split(":")[0]  # cuda:0
         self.lines = [(result["benchmark"], line) for result in record["results"] for line in result["lines"]]
         iterations = [line.name for _, line in self.lines if line.name.startswith("rollout and update, one step")]
         self.ranks = max((int(name.split()[-2]) for name in iterations), default=2)
@@ -250,7 +251,7 @@ class Measured:
         )
 
     def population(self, work: str, envs: int) -> float:
-        """Return the time of acting or of an update of 32 policies, in the faster precision, as training takes it."""
+        """Return the time of acting or of an update of 32 policies, in the precision that is faster."""
         names = [f"population {work}, {precision}, {envs} envs" for precision in ("fp32", "bf16")]
         return min(self.find("population", name, "m = 32")[0].measured_s for name in names)
 

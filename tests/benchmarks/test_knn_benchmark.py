@@ -67,11 +67,12 @@ def test_a_part_of_the_points_as_queries(monkeypatch):
 
 def test_recall_is_the_share_of_true_neighbours():
     points = benchmark.walks(256, 3, "cpu")
-    distances, _ = benchmark.knn(points, points, 4, exclude="self")
-    assert benchmark.recall(points, points, distances, own_row=True) == 1.0
-    distances[:, 3] += 1.0  # as if one of four were another
-    assert benchmark.recall(points, points, distances, own_row=True) == 0.75
-    assert benchmark.recall(points, points, distances[:, 3:], own_row=False) == 0.0
+    _, indices = benchmark.knn(points, points, 4, exclude="self")
+    assert benchmark.recall(points, points, indices, own_row=True) == 1.0
+    for wrong in (indices[:, :1], torch.arange(256)[:, None]):  # one of four named twice; the point itself
+        some = torch.cat((indices[:, :3], wrong), dim=1)
+        assert benchmark.recall(points, points, some, own_row=True) == 0.75
+    assert benchmark.recall(points, points, indices[:, 3:], own_row=False) == 0.0
 
 
 def test_trees_are_for_few_dimensions():

@@ -209,6 +209,8 @@ def test_what_does_not_fit_is_left_out(
         (["knn", "--page", "x.md"], "--page belongs to"),
         (["knn", "--json", "a", "b"], "one file can be recorded to"),
         (["table"], "table needs --json"),
+        (["table", "--json", "other.json", "--quick"], "table measures nothing"),
+        (["all", "--quick", "--minutes", "3"], "--minutes without --json"),
         (["table", "--json", "nowhere.json"], "there is no nowhere.json"),
         (["knn", "--json", "other.json"], "other.json is no record of scripts/benchmark.py"),
         (["all", "--device", "cuda"], "device='cuda' is not there; this machine has cpu"),

@@ -133,7 +133,7 @@ def test_the_tables_have_a_row_for_each_machine(model: ModuleType, capsys: pytes
 def test_a_record_of_a_gpu_makes_the_tables(
     model: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = json.loads(CPU_RECORD.read_text()) | {"device": "cuda"}
+    record = json.loads(CPU_RECORD.read_text()) | {"device": "cuda:0"}
     for result in record["results"]:
         for line in result["lines"]:
             line["name"] = line["name"].replace(", 4096 envs", ", 65536 envs")  # the size that a GPU is asked for

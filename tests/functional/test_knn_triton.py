@@ -142,6 +142,31 @@ def test_the_rounding_of_tensor_cores_costs_no_neighbour(dim: int, monkeypatch: 
     assert not torch.equal(indices, exact(queries, references, 2)[1])
 
 
+def excess(dim: int) -> float:
+    """Return by how much a bound is above the distance, where tensor cores add up, relative to ``|q| |r|``."""
+    # a pair far from the centre, which is where most points are
+    references = torch.cat([0.001 * cloud(1, 2048, dim, offset=0.0), pairs(64, dim)[None]], 1)
+    queries = references[:, 2048:2176]
+    clouds = knn_triton._Clouds.of(references, None)
+    minima, lows = knn_triton._lower_bounds(queries, clouds, 1, (queries, references), False)
+    squared = (queries.double().unsqueeze(2) - references.double().unsqueeze(1)).square().sum(3)
+    sizes = (queries - clouds.centre).norm(dim=2).unsqueeze(2) * clouds.split.sizes[:, None, : references.shape[1]]
+    above = (minima.double() + lows.double().unsqueeze(2) - squared) / sizes.clamp_min(1e-6).double()
+    return above[..., 2048:].max().item()
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="emulates what a GPU does")
+@pytest.mark.parametrize(("dim", "term"), [(5, "rounding"), (30, "splitting")])
+def test_bounds_need_each_of_their_terms(dim: int, term: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knn_triton, "_group_minima", OnTensorCores())
+    assert excess(dim) <= 0.0
+    if term == "rounding":
+        monkeypatch.setattr(Layout, "rounding", 0.0)
+    else:
+        monkeypatch.setattr(Layout, "cross_error", property(lambda layout: 2.0 * layout.rounding))
+    assert excess(dim) > 0.0
+
+
 @pytest.mark.parametrize("dim", [2, 16, 40, 128])
 def test_what_the_first_kernel_writes_are_lower_bounds(dim: int) -> None:
     """On a GPU as well, where tensor cores round sums in ways of their own."""

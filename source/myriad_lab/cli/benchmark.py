@@ -100,6 +100,8 @@ def _check_flags(args: argparse.Namespace) -> None:
     from myriad_lab.portfolio.atomic import check_writable
 
     table = args.name == TABLE
+    if table and (args.minutes or args.quick or args.device != "cpu"):
+        raise ConfigurationError("table measures nothing: leave --device, --minutes and --quick out")
     if table and not args.json:
         raise ConfigurationError("table needs --json FILE [FILE]: the records, one of a CPU and one of a GPU at most")
     if not table and args.json and len(args.json) > 1:
@@ -111,7 +113,8 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise ConfigurationError("end2end writes a page of its own under runs/studies; leave --json and --plot out")
     if args.peers and not study:
         raise ConfigurationError(f"--peers {args.peers} belongs to: benchmark end2end")
-    if args.minutes and not args.json and args.name not in (END2END, "all"):
+    kept = args.json or args.name == END2END or (args.name == "all" and not args.quick)
+    if args.minutes and not kept:
         raise ConfigurationError("--minutes without --json FILE leaves nothing to go on with: name a file")
     if args.plot:
         if importlib.util.find_spec("matplotlib") is None:
@@ -129,7 +132,9 @@ def _cases(names: Sequence[str], device: str, quick: bool) -> tuple[dict[str, li
     for name in names:
         try:
             todo[name] = importlib.import_module(f"myriad_lab.cli.benchmarks.{name}").cases(device, quick)
-        except Exception:
+        except Exception as error:
+            if len(names) == 1 and isinstance(error, ConfigurationError):
+                raise
             traceback.print_exc()
             failed.append(name)
     return todo, failed

@@ -14,6 +14,7 @@ from myriad_lab.cli.benchmarks.line import BenchmarkLine, Case, Timing, Work, in
 from myriad_lab.cli.benchmarks.memory import PeakMemory
 from myriad_lab.functional.entropy import particle_rewards
 from myriad_lab.functional.knn import knn
+from myriad_lab.functional.knn_dense import full_precision
 
 K = 5
 WALK = 32
@@ -112,7 +113,7 @@ def _size(search: Search, device: str, rates: Rates) -> list[BenchmarkLine]:
     part = points[torch.randperm(num_points, generator=torch.Generator().manual_seed(1))[:count].to(device)]
     queries, exclude = (points, "self") if count == num_points else (part, "none")
     with PeakMemory(device) as peak:
-        near, _ = knn(queries, points, k, exclude=exclude)
+        _, near = knn(queries, points, k, exclude=exclude)
     # The libraries find the point itself too.
     works = _peers(queries, points, k + (exclude == "self"), device)
     timings = _compared({OURS: lambda: knn(queries, points, k, exclude=exclude), **works}, device)
@@ -132,23 +133,24 @@ def _size(search: Search, device: str, rates: Rates) -> list[BenchmarkLine]:
     ]  # fmt: skip
 
 
-def recall(queries: torch.Tensor, points: torch.Tensor, distances: torch.Tensor, own_row: bool) -> float:
-    """Return which share of neighbours is no further than those that double precision finds, of some queries.
+def recall(queries: torch.Tensor, points: torch.Tensor, indices: torch.Tensor, own_row: bool) -> float:
+    """Return which share of some queries' neighbours is no further than those that double precision finds.
 
     Args:
         queries: Shape (n, d).
         points: Shape (m, d).
-        distances: To the neighbours that were found, (n, k).
+        indices: The neighbours that were found, (n, k); one that is named twice counts once.
         own_row: Whether query i is point i, which is not its neighbour.
     """
+    num_neighbours = indices.shape[1]
     rows = torch.linspace(0, len(queries) - 1, min(CHECKED, len(queries)), device=queries.device).long()
     exact, right = points.double(), 0.0
     for row in rows:
         squared = (exact - queries[row].double()).square().sum(dim=1)
         if own_row:
             squared[row] = torch.inf
-        farthest = squared.topk(distances.shape[1], largest=False).values.amax().sqrt()
-        right += float((distances[row] <= farthest * (1.0 + 1e-6)).double().mean())
+        farthest = squared.topk(num_neighbours, largest=False).values.amax()
+        right += float((squared[indices[row].unique()] <= farthest * (1.0 + 1e-6)).double().sum()) / num_neighbours
     return right / len(rows)
 
 
@@ -244,12 +246,8 @@ def _peak_flops(device: str, dtype: torch.dtype | None = None) -> float:
     dtype = dtype or (torch.float32 if on_cpu else torch.bfloat16)
     size = 2048 if on_cpu else 8192
     left, right = torch.randn(2, size, size, device=device).to(dtype)
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
+    with full_precision():
         return 2.0 * size**3 / _fastest(lambda: left @ right, device)
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _peak_looks(device: str) -> float:
