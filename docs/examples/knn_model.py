@@ -15,7 +15,6 @@ LANES = 132 * 128 * 1.98e9  # operations of a lane per second: multiprocessors, 
 MEMORY = 0.9 * 4.8e12  # bytes per second, published, a tenth off
 CACHE = 5.5e12  # bytes per second from the L2 cache to all multiprocessors, assumed
 LOOP = {16: 260, 32: 267, 64: 286, 128: 294}  # instructions of a thread for 64 pairs, by columns of the factors
-LOOP_BY_GROUP = {16: 415, 32: 427, 64: 451, 128: 455}
 READS = 6  # of each bound by torch.topk: four histograms by radix, two gathers
 SELECTION = 4  # operations of the floor for a pair
 
@@ -34,13 +33,13 @@ def floor(queries: int, points: int, dim: int) -> float:
     return max(2 * pairs * dim / TENSOR, SELECTION * pairs / LANES)
 
 
-def parts(queries: int, points: int, dim: int, k: int, by_group: bool = False) -> dict[str, float]:
+def parts(queries: int, points: int, dim: int, k: int) -> dict[str, float]:
     """Return the time of each part [s]."""
     width, pairs = Layout.of(dim).width, queries * points
     kept = k + SPARE
     group = _group_size(points, dim, kept)
-    loop = (LOOP_BY_GROUP if by_group else LOOP)[width]
-    read = queries / PADDED_TO * points * (2 * width + 8 + 4 * by_group)
+    loop = LOOP[width]
+    read = queries / PADDED_TO * points * (2 * width + 8)
     bounds = max(2 * pairs * width / TENSOR, loop / 64 * pairs / LANES, read / CACHE)
     prepare = points * (3 * 4 * dim + 4 * dim + 2 * width + 8)  # values that are not finite; parts, norms
     members = 4 * queries * kept * group * (dim + 1 + READS)
@@ -62,9 +61,6 @@ def main() -> None:
         shape = f"{queries} | {points} | {dim} | {layout.parts} | {layout.width} | {group}"
         figures = " | ".join(f"{1e3 * time:.2f}" for time in (least, *times.values(), most))
         print(f"| {shape} | {figures} | {most / least:.1f} |")
-    for by_group in (False, True):
-        rate = 131_072**2 / sum(parts(131_072, 131_072, 2, K, by_group).values())
-        print(f"131072 of 131072 points, d=2, own trajectory {'out' if by_group else 'in'}: {rate:.2g} pairs/s")
 
 
 if __name__ == "__main__":

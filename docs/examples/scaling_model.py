@@ -26,7 +26,8 @@ DRAWN, FEATURES, SEARCHES = 131_072, 2, 3  # agent.max_particles; x, y; rewards,
 NETWORK = 45e9  # bytes per second of one GPU between machines
 SORTED = 1e9  # points sorted along a curve per second, which every rank does with the whole pool; assumed
 MEMORY = 4.3e12  # bytes per second of a GPU's memory
-BY_HAND = 0.75e-3  # launching the kernels of a policy update one by one, as several ranks have to [s]; assumed
+LAUNCH = 5e-6  # of a kernel that is not part of a CUDA graph [s]; assumed, as are the numbers of kernels
+KERNELS = {"act": 40, "minibatch": 200, "observe": 40, "policy update": 150}  # with several ranks none is a graph
 
 
 class Cost(NamedTuple):
@@ -117,13 +118,14 @@ class Pretraining:
         """
         rows, once = self.steps * self.envs / ranks, self.epochs == 1
         updates = 1 if once else self.epochs * self.minibatches
-        # epochs are preceded by the values of all rows
-        forward = 2 * rows * (sum(self.actor) + sum(self.value)) / c.act
+        act = max(self.steps * launched("act"), 2 * rows * sum(self.actor) / c.act)
+        values = 2 * rows * sum(self.value) / c.act  # of all rows, before the epochs
         learn = 2 * rows * 3 * self.epochs * (sum(self.actor) + sum(self.value)) / c.update
+        learn = max(updates * launched("minibatch"), learn)
         queries = (self.queries + (SEARCHES - 1) * min(self.queries, self.pool)) / ranks
         work = {
             "physics": self.steps * physics(self.envs / ranks),
-            "networks": forward + learn,
+            "networks": act + values + learn,
             "noise": self.steps * self.envs * self.actions / c.normals,
             "k-NN": queries / c.queries + SEARCHES * self.pool / SORTED,
         }
@@ -157,10 +159,10 @@ class Finetuning:
         update_policies = shape.policy_bytes(batch, round(heads * policy)) / MEMORY
         return {
             "physics": physics(envs),
-            "act": 2 * envs * policy / c.act + envs * self.actions / c.normals,
-            "replay": 2 * envs * row / MEMORY,
+            "act": max(launched("act"), 2 * envs * policy / c.act + envs * self.actions / c.normals),
+            "observe": max(launched("observe"), 2 * envs * row / MEMORY),
             "critics": c.learner(shape.critic_flops(batch)) + update_critics,
-            "policies": (BY_HAND + shape.policy_flops(batch) / c.learner.rate + update_policies) / 2,
+            "policies": (launched("policy update") + shape.policy_flops(batch) / c.learner.rate + update_policies) / 2,
             "trunk": reduce_seconds(4 * trunk + 8 * heads, ranks, c) / 2,
             "statistics": 3 * gather_seconds(8 * self.obs * ranks, ranks, c),
         }
@@ -169,6 +171,11 @@ class Finetuning:
     def replay_row(self) -> int:
         """Bytes of a transition: observation and action in float32, and 54 for the rest (docs/performance.md)."""
         return 4 * (self.obs + self.actions) + 54
+
+
+def launched(work: str) -> float:
+    """Return how long the host takes to launch the kernels of a work one by one [s]."""
+    return LAUNCH * KERNELS[work]
 
 
 def reduce_seconds(size: float, ranks: int, c: Constants) -> float:
@@ -289,13 +296,14 @@ def _size(line: BenchmarkLine) -> float:
     return 1e6 * float(line.size.split()[0]) if " MB" in line.size else 4.0
 
 
-def _table(title: str, rows: dict[int, dict[str, float]], memory: float) -> None:
+def _table(title: str, rows: dict[int, dict[str, float]], shared: float, everywhere: float = 0.0) -> None:
     print(f"\n{title} [ms]\nGPUs | {' | '.join(rows[8])} | total | efficiency | memory of a GPU")
     first = sum(rows[8].values())
     for gpus, parts in rows.items():
         total = sum(parts.values())
+        memory = shared / gpus + everywhere
         told = " | ".join(f"{1000 * seconds:.3g}" for seconds in parts.values())
-        print(f"{gpus} | {told} | {1000 * total:.4g} | {8 * first / (gpus * total):.0%} | {memory / gpus / 1e9:.3g} GB")
+        print(f"{gpus} | {told} | {1000 * total:.4g} | {8 * first / (gpus * total):.0%} | {memory / 1e9:.3g} GB")
 
 
 def print_model(c: Constants) -> None:
@@ -311,7 +319,12 @@ def print_model(c: Constants) -> None:
     for kind, physics in c.physics.items():
         for rewarded, job in jobs.items():
             rows = {gpus: job.seconds(gpus, physics, c) for gpus in worlds}
-            _table(f"K-Myriad, {kind}; rewarded: {rewarded}", rows, ENVS * job.steps * job.row_bytes)
+            _table(
+                f"K-Myriad, {kind}; rewarded: {rewarded}",
+                rows,
+                ENVS * job.steps * job.row_bytes,
+                job.pool * (4 * FEATURES + 8),
+            )
         for tuning in (Finetuning(), Finetuning(rows=4096)):
             rows = {gpus: tuning.seconds(gpus, physics, c) for gpus in worlds}
             drawn = POLICIES * tuning.rows / ENVS

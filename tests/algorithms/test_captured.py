@@ -118,14 +118,17 @@ def test_warm_ups_are_updates_a_capture_is_none_and_metrics_are_copies(monkeypat
     assert all(result.data_ptr() != static.data_ptr() for result in results[WARM_UPS:])
 
 
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("settings", [{}, {"mixed_precision": True}, {"critic": QEnsembleCfg(kind="scalar")}], ids=str)
 def test_an_update_done_again_without_python_is_the_update(
-    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], apart: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = make("pql", "cpu", **settings)
     monkeypatch.setattr(pql_module, "CapturedUpdate", TapedUpdate)
     taped = make("pql", "cpu", **settings)
     for pql in (plain, taped):
+        if apart:  # as where the replay memory is on another device
+            pql._draws = torch.Generator().manual_seed(3)
         for _ in range(10):
             for step in steps(6, "cpu"):
                 pql.observe(step)

@@ -9,7 +9,7 @@ from tensordict import TensorDict
 
 from myriad_lab.algorithms import policy_updates
 from myriad_lab.algorithms.algorithm import Step
-from myriad_lab.algorithms.kmyriad import KMyriad, KMyriadCfg
+from myriad_lab.algorithms.kmyriad import MIN_ROWS, KMyriad, KMyriadCfg
 from myriad_lab.algorithms.population_optimizer import RATE_RANGE
 from myriad_lab.errors import CheckpointError, ConfigurationError
 from myriad_lab.networks.population import PopulationActor, PopulationActorCfg
@@ -140,8 +140,10 @@ def test_half_precision_is_taken_where_the_processor_has_it(monkeypatch):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
         for epochs in (1, 2):
             for wanted, taken in ((None, native), (True, True), (False, False)):
-                algorithm = make(num_epochs=epochs, mixed_precision=wanted)
+                algorithm = make(MIN_ROWS * M, num_epochs=epochs, mixed_precision=wanted)
                 assert algorithm._improve.mixed_precision.enabled is taken
+            few = make((MIN_ROWS - 1) * M, num_epochs=epochs, mixed_precision=None)
+            assert not few._improve.mixed_precision.enabled
 
 
 @pytest.mark.parametrize("epochs", [1, 3])

@@ -98,6 +98,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ([*ON_PQL, "agent.target_bounds=[1.0]"], ["target_bounds=[1.0]", "two ascending numbers"]),
         ([*ON_PQL, "agent.prior_weight=0.5"], ["prior_weight=0.5", "portfolio"]),
         ([*ON_PQL, "experiment=pointmaze_goal"], ["prior_fraction=0.5", "portfolio"]),
+        ([*ON_PQL, "agent.runner.learner_threads=9999"], ["learner_threads=9999", "at most 1024"]),
         ([*ON_PQL, "agent.runner.policy_device=cpu"], ["policy_device='cpu'", "mode=parallel"]),
         ([*ON_PQL, "agent.runner.mode=parallel", "agent.runner.value_device=cuda:7"], ["cuda:7", "cpu"]),
         ([*ON_PQL, "agent.runner.mode=parallel", "--deterministic"], ["--deterministic", "mode=interleaved"]),

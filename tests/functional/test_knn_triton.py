@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -357,6 +359,7 @@ print(json.dumps(out))
 
 def test_the_kernels_compile_for_a_hopper_gpu() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    model = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "examples" / "knn_model.py"))["LOOP"]
     done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     for name, built in json.loads(done.stdout.splitlines()[-1]).items():
@@ -367,6 +370,8 @@ def test_the_kernels_compile_for_a_hopper_gpu() -> None:
         assert built["wgmma"] == name.startswith("minima"), name
         if name.startswith("minima"):  # a thread looks at 64 pairs: selection is as much work as the products
             assert 64 * 2 < built["loop"] < 64 * (7.5 if name in ("minima 64", "minima 128") else 5.0), (name, built)
+        if name in ("minima 2", "minima 17"):  # what the docs reckon with
+            assert built["loop"] == pytest.approx(model[Layout.of(int(name.split()[1])).width], rel=0.05)
 
 
 @pytest.mark.gpu

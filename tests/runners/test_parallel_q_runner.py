@@ -24,6 +24,7 @@ from myriad_lab.networks.q_ensemble import QEnsembleCfg
 from myriad_lab.portfolio.atomic import read_json
 from myriad_lab.portfolio.bundle import load_bundle
 from myriad_lab.portfolio.run_folder import RunFolder
+from myriad_lab.runners import parallel_q_runner
 from myriad_lab.runners.callbacks import Callback
 from myriad_lab.runners.mean_log import MeanLog
 from myriad_lab.runners.parallel_q_processes import POLICY_LEARNER, VALUE_LEARNER, _pack, _unpack
@@ -375,7 +376,9 @@ def test_updates_have_threads_of_their_own_between_env_steps() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_halving_waits_until_every_head_has_finished_an_episode(tmp_path: Path) -> None:
+def test_halving_waits_until_every_head_has_finished_an_episode(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def start() -> ParallelQRunner:
         env = PredictableEnv(num_envs=16, lengths=[5] * 8 + [60] * 8)  # only what falls has a return soon
         return make(env=env, heads=2, halving_iterations=[1], normalize_returns=True)
@@ -383,6 +386,9 @@ def test_halving_waits_until_every_head_has_finished_an_episode(tmp_path: Path) 
     runner, resumed = start(), start()
     runner.learn(2)
     assert runner.num_policies == 2
+    assert [message for message in caplog.messages if "halved once each" in message] == [
+        "Iteration 0: the heads are halved once each has finished an episode."
+    ]
     resumed.load(runner.save(tmp_path / "bundle"))
     for each in (runner, resumed):
         each.learn(1)
@@ -409,6 +415,16 @@ def test_best_and_stop(scores: tuple[float, ...], tmp_path: Path) -> None:
     assert runner.iteration == 3
     assert read_json(run.checkpoints / "best.json")["name"] == "iteration_000002"
     assert run.latest().name == "iteration_000003"
+
+
+def test_who_shares_a_gpu_is_asked_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(parallel_q_runner, "ParallelLearners", lambda *_: None)
+    monkeypatch.setattr(parallel_q_runner, "tell_of_turns", asked.append)
+    runner = make(mode="parallel")
+    runner.runner_cfg.policy_device = "cuda:1"
+    runner._start_learners()
+    assert asked == [["cpu", "cpu", "cuda:1"]]
 
 
 @pytest.mark.parametrize("name", ["Train/mean_reward", "Train/mean_rewards"])

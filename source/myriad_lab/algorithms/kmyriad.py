@@ -24,6 +24,9 @@ from myriad_lab.networks.population import (
 from myriad_lab.networks.stacked import collect_state, load_own_state
 from myriad_lab.storage.rollout import RolloutStorage
 
+MIN_ROWS = 32
+"""Envs of a policy from which on bfloat16 pays: with fewer rows its weights take longer to cast than to multiply."""
+
 
 @dataclass
 class KMyriadCfg(StateRewardCfg, PolicyUpdateCfg, PopulationOptimizerCfg):
@@ -99,11 +102,7 @@ class KMyriad:
         self.state_rewards.tell_of_few_particles()
         self.value = self._make_value(obs_sizes["policy"] + 1) if cfg.num_epochs > 1 else None
         self.optimizer = PopulationOptimizer(actor, self.value, cfg, ranks)
-        self._improve = (
-            OneStepUpdate(actor, self.optimizer, cfg, ranks)
-            if self.value is None
-            else ClippedUpdate(actor, self.value, self.optimizer, cfg, self.generator, ranks)
-        )
+        self._improve = self._make_update()
         fields = {
             "obs": ((obs_sizes["policy"],), torch.float32),
             "pre_squash": ((actor.num_actions,), torch.float32),
@@ -218,6 +217,14 @@ class KMyriad:
         value = PopulationValue(num_obs, num_heads, _without_normalizer(self.actor.cfg))
         value.heads.keep(self.ranks.block(num_heads))
         return value.to(self.device)
+
+    def _make_update(self) -> OneStepUpdate | ClippedUpdate:
+        cfg = self.cfg
+        if cfg.mixed_precision is None and self.num_envs < MIN_ROWS * self.actor.num_policies:
+            cfg = replace(cfg, mixed_precision=False)
+        if self.value is None:
+            return OneStepUpdate(self.actor, self.optimizer, cfg, self.ranks)
+        return ClippedUpdate(self.actor, self.value, self.optimizer, cfg, self.generator, self.ranks)
 
     def _update_normalizers(self) -> None:
         """Merge the observations of the rollout, after the update: within one, all ratios use the same statistics."""

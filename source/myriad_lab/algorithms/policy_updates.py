@@ -53,7 +53,7 @@ class PolicyUpdateCfg:
     bounds memory, changes no result."""
     mixed_precision: bool | None = None
     """Whether the networks run in bfloat16 but for their last layer, in acting as well as in the update; ``None`` where
-    the device has units for it."""
+    the device has units for it and every policy has some dozens of envs."""
     cuda_graph: bool = True
     """Whether on a GPU the step of a minibatch is recorded once as a CUDA graph (several epochs, one rank only)."""
 

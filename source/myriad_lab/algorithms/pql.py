@@ -157,12 +157,14 @@ class PQL:
 
     def learn_critics(self) -> torch.Tensor:
         """Draw rows and do one update of the critics of all heads; returns ``VALUE_METRICS``, (3,)."""
+        self._bring_rows()
         metrics = self._captured_critics()
         self.counts.value_updates += 1
         return metrics
 
     def learn_policies(self) -> torch.Tensor:
         """Draw rows and do one update of all policies; returns ``POLICY_METRICS``, (3,)."""
+        self._bring_rows()
         metrics = self._captured_policies()
         self.counts.policy_updates += 1
         return metrics
@@ -190,6 +192,18 @@ class PQL:
             cfg.batch_size, self._draws, own_fraction=cfg.own_fraction, n_step=cfg.n_step, gamma=cfg.gamma
         )
         return batch if self._draws is self.generator else batch.map(lambda tensor: tensor.to(self.device))
+
+    def _bring_rows(self) -> None:
+        """Put rows that are drawn on another device where a recorded update reads them; others it draws itself."""
+        if self._draws is self.generator:
+            return
+        rows = self.sample()
+        if self._brought is None:
+            self._brought = rows
+        self._brought.copy_(rows)
+
+    def _rows(self) -> ReplayBatch:
+        return self.sample() if self._brought is None else self._brought
 
     def value_update(self, batch: ReplayBatch) -> torch.Tensor:
         """Take one step on the critics of all heads and move their targets; returns ``VALUE_METRICS``, (3,)."""
@@ -327,14 +341,13 @@ class PQL:
 
     def _capture_anew(self) -> None:
         """Forget recorded graphs: they know the tensors of before."""
-        # rows that come from another device are no part of a graph of this one, nor are messages between ranks
-        graphs = self.device.type == "cuda" and self._draws is self.generator
-        alone = self.ranks.world_size == 1
+        graphs, alone = self.device.type == "cuda", self.ranks.world_size == 1  # messages are no part of a graph
+        self._brought: ReplayBatch | None = None
         # a graph that held its learner would keep memory of a GPU until Python looks for cycles, which that never asks
         learner = weakref.proxy(self)
-        self._captured_critics = CapturedUpdate(lambda: learner.value_update(learner.sample()), self.generator, graphs)
+        self._captured_critics = CapturedUpdate(lambda: learner.value_update(learner._rows()), self.generator, graphs)
         self._captured_policies = CapturedUpdate(
-            lambda: learner.policy_update(learner.sample()), self.generator, graphs and alone
+            lambda: learner.policy_update(learner._rows()), self.generator, graphs and alone
         )
 
     def _modules(self) -> dict[str, PopulationActor | QEnsemble]:

@@ -53,8 +53,7 @@ def open_ranks(place: Place, run: RunCfg) -> AbstractContextManager[Collective]:
 def physics_threads(place: Place, learner_threads: int) -> int | None:
     """Return how many cores physics may take here, ``None`` for all: those that learner processes leave.
 
-    Of several ranks each has a share of the launcher's, or, where that has bound each process to cores of its own, all
-    of these.
+    Of several ranks each has a share of the launcher's cores, or all of its own where the launcher bound it to some.
 
     Args:
         place: Where this process stands.

@@ -58,6 +58,10 @@ class ParallelQRunnerCfg:
         for name, lowest in (least | {"save_interval": 0, "nan_guard_interval": 0}).items():
             if getattr(self, name) < lowest:
                 raise ConfigurationError(f"{name}={getattr(self, name)} must be at least {lowest}.")
+        if self.learner_threads > 1024:
+            raise ConfigurationError(
+                f"learner_threads={self.learner_threads} must be at most 1024; more than there are cores gain nothing."
+            )
         ascending = sorted({max(1, iteration) for iteration in self.halving_iterations})
         if self.halving_iterations != ascending:
             raise ConfigurationError(

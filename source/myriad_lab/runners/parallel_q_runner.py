@@ -283,6 +283,8 @@ class ParallelQRunner(Runner):
         """Go on with the better half of the heads, as soon as all of them have a return; equal ones are all kept."""
         returns = self.episodes.head_means()[0]
         if bool(returns.isnan().any()):  # whose episodes last is not worse than who fell
+            if self.iteration + 1 in self.runner_cfg.halving_iterations:
+                logger.warning("Iteration %d: the heads are halved once each has finished an episode.", self.iteration)
             return
         self._halvings += 1
         if bool((returns == returns[0]).all()):

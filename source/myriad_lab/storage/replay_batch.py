@@ -29,6 +29,14 @@ class ReplayBatch:
     env_ids: torch.Tensor
     """Env of each row, int64 (num_policies, batch), by which the head that holds it is known."""
 
+    def copy_(self, other: ReplayBatch) -> None:
+        """Take over the values of another batch of the same shapes, from whatever device."""
+        for item in fields(self):
+            mine, theirs = getattr(self, item.name), getattr(other, item.name)
+            pairs = [(mine[key], theirs[key]) for key in mine] if isinstance(mine, dict) else [(mine, theirs)]
+            for target, source in pairs:
+                target.copy_(source)
+
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> ReplayBatch:
         """Return a batch of ``function`` of every tensor."""
         out = {}
