@@ -371,7 +371,9 @@ def test_the_kernels_compile_for_a_hopper_gpu() -> None:
         if name.startswith("minima"):  # a thread looks at 64 pairs: selection is as much work as the products
             assert 64 * 2 < built["loop"] < 64 * (7.5 if name in ("minima 64", "minima 128") else 5.0), (name, built)
         if name in ("minima 2", "minima 17"):  # what the docs reckon with
-            assert built["loop"] == pytest.approx(model[Layout.of(int(name.split()[1])).width], rel=0.05)
+            assert built["loop"] == pytest.approx(
+                model[Layout.of(int(name.split()[1])).width], rel=0.12
+            )  # by size of the group
 
 
 @pytest.mark.gpu
