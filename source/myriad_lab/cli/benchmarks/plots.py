@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from myriad_lab.cli.benchmarks.line import BenchmarkLine
-from myriad_lab.evaluation.study_plots import COLOURS
+from myriad_lab.evaluation.plots import PALETTE
 from myriad_lab.portfolio.atomic import write_bytes
 
 if TYPE_CHECKING:
@@ -71,12 +71,12 @@ def _draw(axes: Axes, title: str, series: Mapping[str, Sequence[BenchmarkLine]])
             points = [(line.x, 1000 * seconds) for line in ordered if (seconds := getattr(line, field)) is not None]
             if not points:
                 continue
-            colour = COLOURS[number % len(COLOURS)]
+            colour = PALETTE[number % len(PALETTE)]
             # floor and peer of one size alone would be dots nobody can tell apart from the measurement
             shown = marker or ("_" if len(points) == 1 else None)
             axes.plot(*zip(*points, strict=True), style, marker=shown, markersize=4, color=colour, linewidth=1.3)
             drawn[field.removesuffix("_s")] = style, marker
-        axes.plot([], [], color=COLOURS[number % len(COLOURS)], label=name)
+        axes.plot([], [], color=PALETTE[number % len(PALETTE)], label=name)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     low, high = axes.get_ylim()
