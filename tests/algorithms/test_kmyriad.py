@@ -380,6 +380,7 @@ def record_on_a_tape(algorithm: KMyriad) -> None:
     "changes",
     [
         {},
+        {"m": 1},
         {"desired_kl": 1e-3},
         {"lr_milestones": [1, 4], "lr_decay": 0.1},
         {"mixed_precision": True, "network": {"obs_normalization": True}},

@@ -183,7 +183,7 @@ class ClippedUpdate:
     ) -> dict[str, torch.Tensor]:
         """Update the population; arguments and result as for ``OneStepUpdate``."""
         cfg, valid, ranks = self.cfg, storage["valid"], self.ranks
-        obs = storage.by_policy(torch.cat((storage["obs"], _elapsed(storage)), dim=-1))
+        obs = self._by_policy(storage, "obs", torch.cat((storage["obs"], _elapsed(storage)), dim=-1))
         length = max(cfg.rows_per_backward // len(obs), 1)
         with torch.no_grad():  # in parts: all rows of tens of thousands of envs at once would fill a GPU
             values = torch.cat([self._values(part) for part in obs.split(length, dim=1)], dim=1)
@@ -200,7 +200,7 @@ class ClippedUpdate:
             "advantages": advantages,
             "returns": returns,
         }
-        batch = self._keep({"obs": obs} | {name: storage.by_policy(tensor) for name, tensor in fields.items()})
+        batch = {"obs": obs} | {name: self._by_policy(storage, name, tensor) for name, tensor in fields.items()}
         chosen = [part for _ in range(cfg.num_epochs) for part in self._minibatches(batch["valid"])]
         counts = ranks.sum(torch.stack([batch["valid"][:, part].sum() for part in chosen])).clamp_min(1)
         moved = torch.arange(len(chosen), device=valid.device) > 0
@@ -208,14 +208,16 @@ class ClippedUpdate:
         told = torch.stack([self._take(batch, minibatch) for minibatch in minibatches])
         return self._metrics(told, counts) | {"Loss/value_explained": explained}
 
-    def _keep(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the batch where recorded steps read it, if steps are recorded."""
+    def _by_policy(self, storage: RolloutStorage, name: str, field: torch.Tensor) -> torch.Tensor:
+        """Return a field by policy; where steps are recorded, in the memory where they read it."""
         if not self._graphs:
-            return batch
-        self._batch = self._batch or batch
-        for name, tensor in batch.items():
-            self._batch[name].copy_(tensor)
-        return self._batch
+            return storage.by_policy(field)
+        if name not in self._batch:
+            self._batch[name] = storage.by_policy(field).clone()  # of a single policy it would be the field itself
+        else:
+            grouped = field.unflatten(1, (storage.num_policies, -1)).transpose(0, 1)
+            self._batch[name].view(grouped.shape).copy_(grouped)
+        return self._batch[name]
 
     def _take(self, batch: dict[str, torch.Tensor], minibatch: _Minibatch) -> torch.Tensor:
         """Take the step of a minibatch, as recorded for so many rows where steps are recorded."""
