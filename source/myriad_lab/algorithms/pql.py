@@ -187,20 +187,23 @@ class PQL:
 
     def sample(self) -> ReplayBatch:
         """Draw the rows of one minibatch per head, (num_policies, batch_size, ...)."""
+        batch = self._draw()
+        return batch if self._draws is self.generator else batch.map(lambda tensor: tensor.to(self.device))
+
+    def _draw(self) -> ReplayBatch:
         cfg = self.cfg
-        batch = self.replay.sample(
+        return self.replay.sample(
             cfg.batch_size, self._draws, own_fraction=cfg.own_fraction, n_step=cfg.n_step, gamma=cfg.gamma
         )
-        return batch if self._draws is self.generator else batch.map(lambda tensor: tensor.to(self.device))
 
     def _bring_rows(self) -> None:
         """Put rows that are drawn on another device where a recorded update reads them; others it draws itself."""
         if self._draws is self.generator:
             return
-        rows = self.sample()
         if self._brought is None:
-            self._brought = rows
-        self._brought.copy_(rows)
+            self._brought = self.sample()
+        else:
+            self._brought.copy_(self._draw())
 
     def _rows(self) -> ReplayBatch:
         return self.sample() if self._brought is None else self._brought
