@@ -153,9 +153,9 @@ def test_every_reference_is_in_one_group_of_the_tile_it_is_in(total, width, size
     layout = knn_dense.Layout(total, width, size)
     members = layout.members(torch.arange(layout.num_groups)).view(-1, size)
     assert members.flatten().sort().values.tolist() == list(range(total))
-    side = torch.arange(float(total))[None, :, None]
-    none = knn_dense.Exclusion()
-    minima = knn_dense._minima(torch.ones(1, 1, 1), side, slice(0, 1), layout, none, torch.empty(1, width))
+    one, none = torch.ones(1, 1, 1), knn_dense.Exclusion()
+    numbered = knn_dense.Sides(one, torch.arange(float(total))[None, :, None], torch.zeros(1, total), one[0])
+    minima = knn_dense._minima(numbered, slice(0, 1), layout, none, torch.empty(1, width))
     assert minima[0, 0].tolist() == members.amin(dim=1).tolist()
 
 
@@ -177,13 +177,13 @@ def set_one(precision):
 @pytest.mark.parametrize("reduce", [lambda: torch.set_float32_matmul_precision("medium"), lambda: set_one("bf16")])
 def test_reduced_matmul_precision_is_neither_used_nor_left_behind(monkeypatch, reduce):
     """Not every processor has a reduced precision, so the setting itself is watched."""
-    seen, products, default = [], knn_dense._products, by_backend()
+    seen, tile, default = [], knn_dense.Sides.tile, by_backend()
 
     def watched(*args):
         seen.append(by_backend())
-        return products(*args)
+        return tile(*args)
 
-    monkeypatch.setattr(knn_dense, "_products", watched)
+    monkeypatch.setattr(knn_dense.Sides, "tile", watched)
     reduce()
     try:
         before = by_backend()

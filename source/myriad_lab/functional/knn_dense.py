@@ -19,17 +19,19 @@ import torch
 
 MARGIN = {"cpu": 4, "gpu": 8}
 """Candidates kept beyond ``k`` for the re-ranking; more where rows in doubt are not searched again."""
-GROUP = 16
-"""Entries per group in the two-stage selection; measured best of 16 to 128 on a CPU."""
+GROUP = 8
+"""Entries per group where a selection goes in stages; measured best of 4 to 128 on a CPU."""
+FEW = 16
+"""Entries up to which sorting all of them is faster than selecting some."""
 MAX_COLUMNS = {"cpu": 1 << 13, "gpu": 1 << 18}
 """References up to which a tile has them all, and single ones are selected; beyond, groups of :data:`SIZE`."""
 SIZE = 8
 """References per group where groups are selected; all members are re-ranked. Measured best of 2 to 16 on a CPU."""
 COLUMNS = {"cpu": 1 << 11, "gpu": 1 << 18}
 """References of a tile whose groups are selected."""
-CPU_TILE = 1 << 19
-"""Elements of a distance tile for each CPU thread (2 MiB), and for two at least: it stays in the cache between the
-matmul and the selection, and has the rows that the matmul needs to be fast."""
+CPU_TILE = {"single": 1 << 20, "groups": 1 << 19}
+"""Elements of a distance tile for each CPU thread (4, 2 MiB; where groups are selected, for two threads at least): it
+stays in the cache between the matmul and the selection, and has the rows that the matmul needs to be fast."""
 GPU_TILE = 1 << 28
 """Elements of a distance tile on a GPU (1 GiB in float32)."""
 GATHERED = {"cpu": 1 << 18, "gpu": 1 << 28}
@@ -127,6 +129,36 @@ class Layout:
         return (first[..., None] + torch.arange(self.size, device=groups.device) * apart[..., None]).flatten(-2)
 
 
+@dataclass
+class Sides:
+    """What a tile is the product of: ``|r|^2 - 2 q.r`` for some rows and columns."""
+
+    rows: torch.Tensor
+    """``-2 q``, shape (b, n, d)."""
+    columns: torch.Tensor
+    """``r``, shape (b, m, d), padded with zeros."""
+    norms: torch.Tensor
+    """``|r|^2``, shape (b, m), padded with infinity."""
+    squares: torch.Tensor
+    """``|q|^2``, shape (b, n)."""
+
+    @classmethod
+    def of(cls, queries: torch.Tensor, references: torch.Tensor) -> Sides:
+        """Return those of centred features."""
+        padding, squares = _padding(references.shape[1]), queries.square().sum(dim=-1)
+        norms = torch.nn.functional.pad(references.square().sum(dim=-1), (0, padding), value=torch.inf)
+        return cls(-2.0 * queries, torch.nn.functional.pad(references, (0, 0, 0, padding)), norms, squares)
+
+    def tile(self, rows: slice, columns: slice, scratch: torch.Tensor) -> torch.Tensor:
+        """Return the tile of some rows and columns, (b, rows, columns)."""
+        left, right, norms = self.rows[:, rows], self.columns[:, columns], self.norms[:, columns]
+        if _has_onednn(left):  # torch has no public way to it in full precision
+            return torch.ops.mkldnn._linear_pointwise(left[0], right[0], norms[0], "none", [], "")[None]
+        shape = (*left.shape[:2], right.shape[1])
+        tile = scratch[: math.prod(shape)].view(shape)
+        return torch.baddbmm(norms[:, None], left, right.mT, out=tile)
+
+
 def beyond(dtype: torch.dtype) -> float:
     """Return the tile value from which on an entry stands for no reference."""
     return 0.25 * torch.finfo(dtype).max
@@ -177,6 +209,9 @@ def smallest(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tens
 
 def _least(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Do what :func:`smallest` does in one stage."""
+    if values.shape[-1] <= FEW:
+        found = values.sort(dim=-1)
+        return found.values[..., :count], found.indices[..., :count]
     if values.device.type != "cpu" or values.dtype != torch.float32 or torch.get_num_threads() > SORTING_THREADS:
         found = values.topk(count, dim=-1, largest=False, sorted=False)
         return found.values, found.indices
@@ -210,12 +245,11 @@ def dense_search(
         return DenseResult(none, none.long(), none[..., 0].bool())
     kind = "cpu" if queries.device.type == "cpu" else "gpu"
     centre = references.mean(dim=1, keepdim=True)
-    rows_side, columns_side, squares = _augment(queries - centre, references - centre)
-    layout = Layout.of(columns_side.shape[1], kind)
+    sides = Sides.of(queries - centre, references - centre)
+    layout = Layout.of(sides.columns.shape[1], kind)
     count = min(layout.num_groups, k + MARGIN[kind])
     if chunk is None:
-        budget = CPU_TILE * max(2, torch.get_num_threads()) if kind == "cpu" else GPU_TILE
-        chunk = max(1, budget // (batch * layout.width))
+        chunk = max(1, _tile_elements(kind, layout) // (batch * layout.width))
     chunk = min(chunk, num_queries)
     # Tiles that are allocated anew each time cost as much in page faults as the matmul itself.
     scratch = queries.new_empty((2 if exclusion.query_groups is not None else 1, batch * chunk * layout.width))
@@ -223,37 +257,29 @@ def dense_search(
     with full_precision():
         for start in range(0, num_queries, chunk):
             rows = slice(start, min(start + chunk, num_queries))
-            least, groups = smallest(_minima(rows_side, columns_side, rows, layout, exclusion, scratch), count)
+            least, groups = smallest(_minima(sides, rows, layout, exclusion, scratch), count)
             distances, indices = _rerank(queries, references, layout.members(groups), rows, k, exclusion)
             # With every reference among the candidates, none can have been missed.
             reach = least.amax(dim=-1) if count < layout.num_groups else torch.full_like(least[..., 0], torch.inf)
-            parts.append((distances, indices, reach + squares[:, rows]))
+            parts.append((distances, indices, reach + sides.squares[:, rows]))
     distances = torch.cat([part[0] for part in parts], dim=1)
     indices = torch.cat([part[1] for part in parts], dim=1)
     reach = torch.cat([part[2] for part in parts], dim=1)
-    certain = _certain(distances[..., -1], reach, squares, columns_side, queries.shape[-1])
+    certain = _certain(distances[..., -1], reach, sides)
     return DenseResult(distances, indices, certain)
+
+
+def _tile_elements(kind: str, layout: Layout) -> int:
+    """Return how many elements a tile should have."""
+    if kind == "gpu":
+        return GPU_TILE
+    threads = torch.get_num_threads()
+    return CPU_TILE["single"] * threads if layout.size == 1 else CPU_TILE["groups"] * max(2, threads)
 
 
 def _padding(num_references: int) -> int:
     """Return how many references are missing for whole groups and, where they are many, whole groups of groups."""
     return -num_references % (GROUP if num_references < GROUP**3 else GROUP**2)
-
-
-def _augment(queries: torch.Tensor, references: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return ``[-2q, 1]`` and ``[r, |r|^2]``, whose products are the tile, and ``|q|^2``.
-
-    The references are padded with entries at infinite distance.
-    """
-    ones = torch.ones_like(queries[..., :1])
-    norms = references.square().sum(dim=-1, keepdim=True)
-    padding = _padding(references.shape[1])
-    columns_side = torch.nn.functional.pad(torch.cat([references, norms], dim=-1), (0, 0, 0, padding))
-    if padding:
-        columns_side[:, -padding:, -1] = torch.inf
-    if not _has_onednn(columns_side):
-        columns_side = columns_side.mT.contiguous().mT  # as matmul likes it
-    return torch.cat([-2.0 * queries, ones], dim=-1), columns_side, queries.square().sum(dim=-1)
 
 
 def _has_onednn(side: torch.Tensor) -> bool:
@@ -262,35 +288,17 @@ def _has_onednn(side: torch.Tensor) -> bool:
     return alone and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def _products(side: torch.Tensor, columns_side: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
-    """Return the tile of the products of rows (b, r, l) and columns (b, c, l), shape (b, r, c)."""
-    if _has_onednn(side):  # torch has no public way to it in full precision
-        return torch.ops.mkldnn._linear_pointwise(side[0], columns_side[0], None, "none", [], "")[None]
-    shape = (*side.shape[:2], columns_side.shape[1])
-    tile = scratch[: math.prod(shape)].view(shape)
-    torch.matmul(side, columns_side.mT, out=tile)
-    return tile
-
-
-def _minima(
-    rows_side: torch.Tensor,
-    columns_side: torch.Tensor,
-    rows: slice,
-    layout: Layout,
-    exclusion: Exclusion,
-    scratch: torch.Tensor,
-) -> torch.Tensor:
+def _minima(sides: Sides, rows: slice, layout: Layout, exclusion: Exclusion, scratch: torch.Tensor) -> torch.Tensor:
     """Return the smallest entry of each group of references for each row, (b, r, groups)."""
-    side = rows_side[:, rows]
 
     def tile(columns: slice) -> torch.Tensor:
-        products = _products(side, columns_side[:, columns], scratch[0])
+        products = sides.tile(rows, columns, scratch[0])
         exclusion.mask(products, rows, columns, scratch[-1])
         return products
 
     if layout.size == 1:  # all references, each a group of its own
         return tile(slice(0, layout.total))
-    minima = side.new_empty(*side.shape[:2], layout.num_groups)
+    minima = sides.norms.new_empty(len(sides.norms), rows.stop - rows.start, layout.num_groups)
     for start in range(0, layout.total, layout.width):
         stop = min(start + layout.width, layout.total)
         # The members of a group lie far apart, so that the reduction runs over contiguous memory.
@@ -321,15 +329,13 @@ def _rerank(
     return nearest.values.sqrt_(), torch.cat([part[1] for part in parts], dim=1).gather(-1, nearest.indices)
 
 
-def _certain(
-    kth: torch.Tensor, reach: torch.Tensor, squares: torch.Tensor, columns_side: torch.Tensor, dim: int
-) -> torch.Tensor:
+def _certain(kth: torch.Tensor, reach: torch.Tensor, sides: Sides) -> torch.Tensor:
     """Say which rows are proved exact: the k-th distance lies below anything outside the candidates, error included.
 
     ``reach`` is the largest candidate value turned into a squared distance. The error of a dot product of length ``l``
     is at most ``l * eps`` times the sum of the terms' magnitudes (Higham, Accuracy and Stability, eq. 3.5).
     """
-    norms = columns_side[..., -1]
+    norms, squares, dim = sides.norms, sides.squares, sides.rows.shape[-1]
     largest = norms.masked_fill(norms == torch.inf, 0.0).amax(dim=-1, keepdim=True)
     magnitude = largest + 2.0 * (squares * largest).sqrt() + squares
     error = (dim + 8) * torch.finfo(kth.dtype).eps * magnitude
