@@ -114,7 +114,7 @@ def test_shipped_studies_ask_for_runs_that_exist(path: Path, tmp_path: Path) -> 
         if study.evaluation.kind == "exploration":
             assert study.evaluation.num_envs % (run.num_policies or 0) == 0
             assert study.evaluation.pool_size % (run.num_policies or 0) == 0
-    assert len(SHIPPED) == 12
+    assert len(SHIPPED) == 13
 
 
 def test_grid_runs_prerequisites_first_and_seeds_in_turn(tmp_path: Path) -> None:
