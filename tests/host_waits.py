@@ -1,4 +1,7 @@
-"""What makes a host wait for a device, refused: by the name of the operation on a CPU, by CUDA itself on a GPU."""
+"""What makes a host wait for a device, refused: by the name of the operation on a CPU, by CUDA itself on a GPU.
+
+On a CPU a copy to the host has the name of any other copy: that one only CUDA finds.
+"""
 
 from __future__ import annotations
 

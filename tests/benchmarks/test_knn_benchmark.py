@@ -60,9 +60,15 @@ def test_a_part_of_the_points_as_queries(monkeypatch):
     assert ", recall 1;" in line.note
     assert line.floor_s == 64 * 1024
     points = benchmark.walks(1024, 8, "cpu")
-    monkeypatch.setitem(benchmark.MAX_PAIRS, "cpu", 2**16)
+    monkeypatch.setitem(benchmark.EXHAUSTIVE_PAIRS, "cpu", 2**16)
     assert not {"torch cdist + topk", "faiss flat"} & set(benchmark._peers(points, points, 5, "cpu"))
     assert torch.equal(points, benchmark.walks(1024, 8, "cpu"))
+
+
+def test_on_a_cpu_the_exhaustive_libraries_are_asked_at_every_size():
+    table = benchmark.searches("cpu", quick=False)
+    assert {benchmark.Search(65_536, 65_536, 3), benchmark.Search(4096, 10**6, 128)} <= set(table)
+    assert all(size.num_queries * size.num_points <= benchmark.EXHAUSTIVE_PAIRS["cpu"] for size in table)
 
 
 def test_recall_is_the_share_of_true_neighbours():

@@ -169,7 +169,10 @@ def test_a_story_with_flags_has_a_folder_of_its_own(capsys: pytest.CaptureFixtur
     root = Path("runs/story_quick_32_1")
     assert list(json.loads((root / "story.json").read_text())) == list(STAGES)
     assert {Manifest.load(run.latest()).env_steps for run in runs_of(root).values()} == {32 * 20}
-    assert told.count("memory for 32 envs on cpu") == 2
+    ahead, _, trainings = told.partition("[1/")
+    for stage in ("pretrain", "finetune"):  # both are told before the first begins, and each as it begins
+        assert f"{stage}: memory for 32 envs on cpu" in ahead
+    assert trainings.count("memory for 32 envs on cpu") == 2
     assert main(["story", "quick", "--device", "cuda:77"]) == 2
     assert "cuda:77" in capsys.readouterr().err
 

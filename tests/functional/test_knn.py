@@ -226,8 +226,9 @@ def test_the_tree_is_refused_elsewhere_than_on_the_cpu():
         knn(points, points, 3, method="tree")
 
 
-def test_float64_in_float64_out():
-    points = torch.rand(100, 3, dtype=torch.float64)
+@pytest.mark.parametrize("dim", [1, 3])
+def test_float64_in_float64_out(dim):
+    points = torch.rand(100, dim, dtype=torch.float64)
     for method in ("tree", "dense"):
         distances, _ = knn(points, points, 4, exclude="self", method=method)
         torch.testing.assert_close(

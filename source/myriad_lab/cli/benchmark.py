@@ -91,6 +91,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(f"\nwritten: {path}")
     if args.plot:
         _plot(record.content(), args.plot)
+    if args.name == "all" and not args.quick:
+        print(f"whole training runs against the clock are a study: myriad benchmark {END2END} --device {device}")
     if failed:
         print(f"failed, and to be tried again by the next call: {'; '.join(failed)}")
     return 1 if failed else 0

@@ -112,11 +112,14 @@ def load_story(name: str) -> StoryCfg:
 
 def story(cfg: StoryCfg, root: Path) -> list[str]:
     """Do the stages that are not done yet and return the summary as lines of text."""
+    from myriad_lab.cli.story_sizes import memory_ahead
     from myriad_lab.cli.story_state import StoryState
     from myriad_lab.cli.train import settle_torch
 
     state = StoryState(root, [*STAGES, *(ANT_STAGES if cfg.ant.preset else ())])
     settle_torch()
+    if not state.begun:
+        print("\n".join(memory_ahead(cfg)), flush=True)
     pretrained = _train(state, "pretrain", "pre-train a portfolio of explorers, without reward", cfg.pretrain)
     explorers = _evaluate(state, "explorers", "measure what the portfolio covers", pretrained, cfg)
     seeded = {"portfolio": pretrained["checkpoint"]}

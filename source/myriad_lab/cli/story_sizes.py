@@ -1,4 +1,4 @@
-"""A story on another backend, device or number of envs, and what follows from these."""
+"""A story on another backend, device or number of envs, and what follows from these; the memory that a story takes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ STEPS_KEPT = 128
 """Env steps of each env that the replay memory keeps at least."""
 BATCH_ROWS = 8192
 """Most rows of a batch of one head."""
+WITHOUT_PORTFOLIO = ("agent.prior_fraction=0", "agent.prior_bootstrap=false", "agent.prior_weight=0")
+"""Overrides of finetuning as long as there is no portfolio to follow."""
 
 
 def resized(cfg: StoryCfg, given: Mapping[str, Any]) -> StoryCfg:
@@ -44,6 +46,22 @@ def resized(cfg: StoryCfg, given: Mapping[str, Any]) -> StoryCfg:
         rows = min(BATCH_ROWS, envs_per_head // 2)
         finetune = _at_least(finetune, "pql", {"replay_capacity": STEPS_KEPT * num_envs, "batch_size": rows})
     return replace(cfg, pretrain=pretrain, finetune=finetune, ant=StageCfg(), device=plan.run.device)
+
+
+def memory_ahead(cfg: StoryCfg) -> list[str]:
+    """Return what each training of a story will hold, as lines of text, before the first has begun.
+
+    What does not fit into the last one is not to be found out hours later.
+    """
+    from myriad_lab.cli.memory import memory_lines
+    from myriad_lab.cli.plan import make_plan
+
+    def told(name: str, stage: StageCfg, *more: str) -> list[str]:
+        plan = make_plan(stage.flags, [f"experiment={stage.preset}", *stage.overrides, *more])
+        return [f"{name}: {line}" if number == 0 else line for number, line in enumerate(memory_lines(plan))]
+
+    lines = told("pretrain", cfg.pretrain) + told("finetune", cfg.finetune, *WITHOUT_PORTFOLIO)
+    return lines + (told("ant", cfg.ant) if cfg.ant.preset else [])
 
 
 def _at_least(stage: StageCfg, algorithm: str, least: Mapping[str, int]) -> StageCfg:

@@ -67,6 +67,11 @@ class StoryState:
         print(f"{place}: done in {seconds:.0f} s", flush=True)
         return result
 
+    @property
+    def begun(self) -> bool:
+        """Whether a stage was done before."""
+        return bool(self._done)
+
     def seconds(self) -> float:
         """Return the time that all finished stages took [s]."""
         return sum(done["seconds"] for done in self._done.values())

@@ -251,7 +251,7 @@ def dense_search(
     if chunk is None:
         chunk = max(1, _tile_elements(kind, layout) // (batch * layout.width))
     chunk = min(chunk, num_queries)
-    # Tiles that are allocated anew each time cost as much in page faults as the matmul itself.
+    # Tiles that are allocated anew each time cost as much in page faults as the matmul itself (oneDNN's have to be).
     scratch = queries.new_empty((2 if exclusion.query_groups is not None else 1, batch * chunk * layout.width))
     parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     with full_precision():
@@ -332,8 +332,9 @@ def _rerank(
 def _certain(kth: torch.Tensor, reach: torch.Tensor, sides: Sides) -> torch.Tensor:
     """Say which rows are proved exact: the k-th distance lies below anything outside the candidates, error included.
 
-    ``reach`` is the largest candidate value turned into a squared distance. The error of a dot product of length ``l``
-    is at most ``l * eps`` times the sum of the terms' magnitudes (Higham, Accuracy and Stability, eq. 3.5).
+    ``reach`` is the largest candidate value turned into a squared distance. The error of a dot product of length ``l``,
+    the norm that is added to it among its terms, is at most ``l * eps`` times the sum of the terms' magnitudes (Higham,
+    Accuracy and Stability, eq. 3.5).
     """
     norms, squares, dim = sides.norms, sides.squares, sides.rows.shape[-1]
     largest = norms.masked_fill(norms == torch.inf, 0.0).amax(dim=-1, keepdim=True)

@@ -20,8 +20,9 @@ K = 5
 WALK = 32
 """Particles of a trajectory: the data are random walks, as in pre-training."""
 MAX_PAIRS = {"cpu": 2**28, "cuda": 2**37}
-"""Most pairs of a size. Beyond it, up to three dimensions, the exhaustive library is left out; in more dimensions only
-a part of the points are queries, for everybody alike."""
+"""Pairs beyond which, in more than three dimensions, only a part of the points are queries, for everybody alike."""
+EXHAUSTIVE_PAIRS = {"cpu": 2**32, "cuda": 2**37}
+"""Pairs beyond which the exhaustive libraries are left out."""
 TILE = {"cpu": 2**28, "cuda": 2**31}
 """Distances that ``torch.cdist`` writes at once; with every tile it copies all points."""
 FAR = 4.0
@@ -84,11 +85,12 @@ def searches(device: str, quick: bool) -> list[Search]:
         for dim in dims:
             most = num_points if dim <= 3 else min(num_points, MAX_PAIRS[kind] // num_points)
             found.append(Search(most, num_points, dim))
+    million = [(4096, 10**6, dim) for dim in (32, 64, 128)]
     if kind == "cpu":
         found += [Search(4096, 65_536, dim, k) for dim, k in ((32, 12), (64, 5), (64, 12), (128, 5))]
+        found += [Search(*size) for size in million]
     else:
-        large = [(4096, 65_536, 64), *((4096, 10**6, dim) for dim in (32, 64, 128))]
-        large += [(16_384, 5 * 10**6, 64), (32_768, 10**6, 64)]
+        large = [(4096, 65_536, 64), *million, (16_384, 5 * 10**6, 64), (32_768, 10**6, 64)]
         found += [Search(*size, k) for size in large for k in (K, 12)]
     return found
 
@@ -180,7 +182,7 @@ def _rewards(num_points: int, device: str) -> list[BenchmarkLine]:
 def _peers(queries: torch.Tensor, points: torch.Tensor, k: int, device: str) -> dict[str, Callable[[], object]]:
     """Return the bare libraries' ways to the ``k`` nearest points."""
     kind = torch.device(device).type
-    exhaustive = len(queries) * len(points) <= MAX_PAIRS[kind]
+    exhaustive = len(queries) * len(points) <= EXHAUSTIVE_PAIRS[kind]
 
     def brute() -> None:
         for rows in queries.split(max(1, min(1024, TILE[kind] // len(points)))):
