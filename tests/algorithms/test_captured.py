@@ -128,7 +128,7 @@ def test_an_update_done_again_without_python_is_the_update(
     taped = make("pql", "cpu", **settings)
     for pql in (plain, taped):
         if apart:  # as where the replay memory is on another device
-            pql._draws = torch.Generator().manual_seed(3)
+            pql.rows.draws = torch.Generator().manual_seed(3)
         for _ in range(10):
             for step in steps(6, "cpu"):
                 pql.observe(step)

@@ -17,6 +17,7 @@ from myriad_lab.algorithms.pql_losses import POLICY_METRICS, VALUE_METRICS, PQLL
 from myriad_lab.algorithms.pql_parts import adamw, check_squash, clip_per_head, compiled, means, noise_ladder
 from myriad_lab.algorithms.precision import MixedPrecision
 from myriad_lab.algorithms.repeated_noise import RepeatedNoise
+from myriad_lab.algorithms.replay_rows import ReplayRows
 from myriad_lab.algorithms.return_scale import ReturnScale
 from myriad_lab.algorithms.shards import collect_learner, load_learner, own_critics, sum_and_clip
 from myriad_lab.algorithms.update_counts import UpdateCounts
@@ -89,8 +90,7 @@ class PQL:
         self.generator = torch.Generator(self.device).manual_seed(seed + 1 + ranks.rank * _APART)
         self._guard_slots = guard_slots
         self.replay = replay if replay is not None else self._make_replay()
-        apart = self.replay.device != self.device
-        self._draws = torch.Generator(self.replay.device).manual_seed(seed + 2) if apart else self.generator
+        self.rows = ReplayRows(self.replay, cfg, self.generator)
         self.noise = RepeatedNoise(num_envs, self.num_actions, cfg.noise_repeat, self.device)
         self.noise_scale = self._noise_ladder()
         self._reward_scale = torch.tensor(cfg.reward_scale, device=self.device)
@@ -157,14 +157,14 @@ class PQL:
 
     def learn_critics(self) -> torch.Tensor:
         """Draw rows and do one update of the critics of all heads; returns ``VALUE_METRICS``, (3,)."""
-        self._bring_rows()
+        self.rows.bring()
         metrics = self._captured_critics()
         self.counts.value_updates += 1
         return metrics
 
     def learn_policies(self) -> torch.Tensor:
         """Draw rows and do one update of all policies; returns ``POLICY_METRICS``, (3,)."""
-        self._bring_rows()
+        self.rows.bring()
         metrics = self._captured_policies()
         self.counts.policy_updates += 1
         return metrics
@@ -174,39 +174,20 @@ class PQL:
 
         Updates still owed are forgotten: there is nothing to do them with.
         """
-        del self.replay  # before the next one is allocated
+        del self.replay, self.rows  # before the next one is allocated
         self.replay = self._make_replay()
+        self.rows = ReplayRows(self.replay, self.cfg, self.generator)
         self._capture_anew()
         self.counts.warm_up_again()
 
     def reseed(self, seed: int) -> None:
         """Start all streams of random numbers anew, as in a process beside another one."""
         self.generator.manual_seed(seed)
-        if self._draws is not self.generator:
-            self._draws.manual_seed(seed + 1)
+        self.rows.reseed()
 
     def sample(self) -> ReplayBatch:
         """Draw the rows of one minibatch per head, (num_policies, batch_size, ...)."""
-        batch = self._draw()
-        return batch if self._draws is self.generator else batch.map(lambda tensor: tensor.to(self.device))
-
-    def _draw(self) -> ReplayBatch:
-        cfg = self.cfg
-        return self.replay.sample(
-            cfg.batch_size, self._draws, own_fraction=cfg.own_fraction, n_step=cfg.n_step, gamma=cfg.gamma
-        )
-
-    def _bring_rows(self) -> None:
-        """Put rows that are drawn on another device where a recorded update reads them; others it draws itself."""
-        if self._draws is self.generator:
-            return
-        if self._brought is None:
-            self._brought = self.sample()
-        else:
-            self._brought.copy_(self._draw())
-
-    def _rows(self) -> ReplayBatch:
-        return self.sample() if self._brought is None else self._brought
+        return self.rows.sample()
 
     def value_update(self, batch: ReplayBatch) -> torch.Tensor:
         """Take one step on the critics of all heads and move their targets; returns ``VALUE_METRICS``, (3,)."""
@@ -345,12 +326,14 @@ class PQL:
     def _capture_anew(self) -> None:
         """Forget recorded graphs: they know the tensors of before."""
         graphs, alone = self.device.type == "cuda", self.ranks.world_size == 1  # messages are no part of a graph
-        self._brought: ReplayBatch | None = None
+        self.rows.forget()
         # a graph that held its learner would keep memory of a GPU until Python looks for cycles, which that never asks
         learner = weakref.proxy(self)
-        self._captured_critics = CapturedUpdate(lambda: learner.value_update(learner._rows()), self.generator, graphs)
+        self._captured_critics = CapturedUpdate(
+            lambda: learner.value_update(learner.rows.current()), self.generator, graphs
+        )
         self._captured_policies = CapturedUpdate(
-            lambda: learner.policy_update(learner._rows()), self.generator, graphs and alone
+            lambda: learner.policy_update(learner.rows.current()), self.generator, graphs and alone
         )
 
     def _modules(self) -> dict[str, PopulationActor | QEnsemble]:
